@@ -1,0 +1,43 @@
+# make setup | run | test | slow | clean        PYTHON=python3.12 chooses the interpreter of a new .venv
+# TORCH=... chooses another build of torch:     make setup TORCH='torch --index-url https://download.pytorch.org/whl/cu130'
+PYTHON ?= python3.11
+TORCH ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.PHONY: setup run test slow clean
+
+setup: $(VENV)/.installed
+
+# Stamps: what is installed once is not looked at again, until the requirements change.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	cp constraints.txt $(VENV)/constraints.txt
+	if [ -n "$(TORCH)" ]; then $(PIP) install $(TORCH); sed -i.bak '/^torch==/d' $(VENV)/constraints.txt; fi
+	$(PIP) install -c $(VENV)/constraints.txt -e .
+	touch $@
+
+$(VENV)/.tested: $(VENV)/.installed
+	$(PIP) install -c $(VENV)/constraints.txt -e '.[test]'
+	touch $@
+
+run: setup
+	$(BIN)/fedcl run split-digits
+
+# One thread: two processes with several each would fight for the cores.
+test slow: export OMP_NUM_THREADS = 1
+
+test: $(VENV)/.tested
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy --strict fedcl clients server
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -m "not slow"
+
+slow: $(VENV)/.tested
+	$(BIN)/python -m pytest -m slow
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist

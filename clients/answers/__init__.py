@@ -1,0 +1,41 @@
+"""What clients answer: named tensors that add up over clients, one function a statistic.
+
+`rows(trained)` gives one row a client, so that the sum over clients is `rows.sum(0)` and a method that needs every
+client apart can have the rows. Names and shapes stand in `fedcl.answers.LAYOUTS`: the server checks against them.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedcl.answers import clip_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What local training of k clients leaves behind for the statistics."""
+
+    before: Tensor  # (P,) the global model
+    after: Tensor  # (k, P) the clients' models
+    shared: Tensor  # (P,) 1 where a parameter is shared, 0 where it is personal
+    weights: Tensor  # (k,) weight of each answer: samples or 1
+    max_norm: float | None
+
+
+def delta(trained: Trained) -> Tensor:
+    """Return n_k * (w_k - w) and n_k (FedAvg: McMahan et al., AISTATS 2017, arXiv:1602.05629), (k, P + 1).
+
+    Personal parameters are left at 0; an update longer than `max_norm` is scaled down to it.
+    """
+    update = clip_rows((trained.after - trained.before) * trained.shared, trained.max_norm)
+    return torch.cat([update * trained.weights[:, None], trained.weights[:, None]], dim=1)
+
+
+STATISTICS: dict[str, Callable[[Trained], Tensor]] = {"delta": delta}
+
+
+def answer_rows(names: Sequence[str], trained: Trained) -> Tensor:
+    """Return (k, A): the named statistics of each client, in order."""
+    return torch.cat([STATISTICS[name](trained) for name in names], dim=1)

@@ -1,0 +1,51 @@
+"""Accuracy on each client's own test items, with the weights that the client would use."""
+
+import numpy as np
+import torch
+
+from clients import records
+from clients.memories import Ints, Records
+from clients.site import Site
+from clients.work import Store
+from fedcl.orders import EvaluateOrder, EvaluateReply
+from fedcl.source import measure, sample
+
+
+def evaluate(site: Site, order: EvaluateOrder, store: Store) -> EvaluateReply:
+    """Count right predictions of every client on its own test items of every task."""
+    if site.personal.any():
+        old = store.load(order.clients, order.packs, order.rows, records.fresh(site.record))
+        counts = [_evaluate(site, order, order.clients[[row]], old[[row]]) for row in range(len(old))]
+        correct, items = (np.concatenate(each) for each in zip(*counts, strict=True))
+    else:
+        correct, items = _evaluate(site, order, order.clients, None)
+    return EvaluateReply(
+        round=order.round, cohort=order.cohort, clients=order.clients, table={}, correct=correct, items=items
+    )
+
+
+def _evaluate(site: Site, order: EvaluateOrder, clients: Ints, own: Records | None) -> tuple[Ints, Ints]:
+    """Return right predictions and items, (clients, tasks) each, of clients that use the same weights."""
+    _load(site, order, own)
+    tasks, seed, limit = len(site.stream.tasks), site.scenario.seed, site.scenario.evaluate.samples
+    cells = [
+        sample(site.stream.test.cell(int(client), task), limit, seed, int(client), task)
+        for client in clients
+        for task in range(tasks)
+    ]
+    sizes = np.array([len(cell) for cell in cells])
+    shown = np.repeat(np.tile(np.arange(tasks), len(clients)), sizes)
+    right, _ = measure(site.trainer.module, site.test, np.concatenate(cells), shown)
+    correct = np.bincount(np.repeat(np.arange(len(cells)), sizes), weights=right.numpy(), minlength=len(cells))
+    return correct.astype(np.int64).reshape(-1, tasks), sizes.reshape(-1, tasks)
+
+
+def _load(site: Site, order: EvaluateOrder, own: Records | None) -> None:
+    """Put the global weights, and a client's personal parameters, into the module."""
+    flat = torch.from_numpy(order.weights.copy()).to(site.device)
+    if own is not None and own["visits"][0] > 0:
+        flat[site.personal] = torch.from_numpy(own["personal"][0].copy()).to(site.device)
+    for (_, parameter), view in zip(
+        site.trainer.module.named_parameters(), site.parameters.views(flat).values(), strict=True
+    ):
+        parameter.data = view

@@ -1,0 +1,28 @@
+"""Transforms of a client's gradient or step, applied in one explicit order.
+
+A transform is a frozen dataclass with `on` ("gradient": before the optimiser; "step": on what is added to the weights,
+for guarantees that Adam or weight decay would break), `references` (named loss terms whose gradients it wants: the
+trainer makes one more backward pass for each) and `__call__(gradients, references) -> gradients` for one client.
+"""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from fedcl.answers import Tensors
+
+from clients.losses import Term
+
+
+class Transform(Protocol):
+    """Plain algebra over one client's named gradients; the trainer lifts it over the stack."""
+
+    @property
+    def on(self) -> str:
+        """Where it acts: "gradient" or "step"."""
+
+    @property
+    def references(self) -> Mapping[str, Term]:
+        """The reference losses whose gradients it needs."""
+
+    def __call__(self, gradients: Tensors, references: Mapping[str, Tensors]) -> Tensors:
+        """Return the transformed gradients (or step)."""

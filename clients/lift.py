@@ -1,0 +1,105 @@
+"""One client or a stack of them: the same pure losses, lifted.
+
+`losses = lift.losses(total, ...)`, `grads = autograd.grad(losses.sum(), parameters)`. For K > 1 the lift is `vmap` over
+stacked leaf parameters; for K = 1 it is the identity on a module whose parameters are views of the flat buffer (no
+vmap, no functional_call: three to five times slower there).
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils import _pytree
+
+from clients.losses import Anchors, Batch, Forward
+from fedcl.answers import Layout, Tensors
+
+# total(model, batch, anchors) -> (loss, (terms by name, logits of the current batch))
+Total = Callable[[Forward, Batch, Anchors], tuple[Tensor, tuple[Tensors, Tensor]]]
+Outcome = tuple[Tensor, tuple[Tensors, Tensor]]
+
+
+class Lift(Protocol):
+    """How losses and transforms of one client run over the first k clients of a flat buffer (K, P)."""
+
+    def parameters(self, k: int) -> Tensors:
+        """Return the leaf parameters that gradients are taken of."""
+
+    def losses(self, total: Total, parameters: Tensors, batch: Batch, anchors: Anchors) -> Outcome:
+        """Return losses (k,), terms by name (k,) and logits (k, b, classes)."""
+
+    def stacked(self, tensors: Tensors) -> Tensors:
+        """Return gradients as (k, *shape)."""
+
+    def transform(self, call: Callable[..., Tensors], gradients: Tensors, references: dict[str, Tensors]) -> Tensors:
+        """Apply a transform of one client's gradients to all k."""
+
+
+class Alone:
+    """K = 1: the module itself, its parameters being views of the buffer."""
+
+    def __init__(self, module: nn.Module, layout: Layout, buffer: Tensor) -> None:
+        self._module = module
+        self._parameters = dict(module.named_parameters())
+        for name, view in layout.views(buffer[0]).items():
+            self._parameters[name].data = view
+
+    def parameters(self, k: int) -> Tensors:
+        """Return the module's own parameters."""
+        return self._parameters
+
+    def losses(self, total: Total, parameters: Tensors, batch: Batch, anchors: Anchors) -> Outcome:
+        """Call the loss on the one client, without lifting it."""
+        single, own = _pytree.tree_map(lambda each: each[0], (batch, anchors.own))
+        loss, (terms, logits) = total(Forward(self._module, parameters), single, Anchors(anchors.shared, own))
+        return loss[None], ({name: term[None] for name, term in terms.items()}, logits[None])
+
+    def stacked(self, tensors: Tensors) -> Tensors:
+        """Put the client axis in front."""
+        return {name: each[None] for name, each in tensors.items()}
+
+    def transform(self, call: Callable[..., Tensors], gradients: Tensors, references: dict[str, Tensors]) -> Tensors:
+        """Take the client axis away, transform, put it back."""
+        single: Any = _pytree.tree_map(lambda each: each[0], (gradients, references))
+        return self.stacked(call(*single))
+
+
+class Stacked:
+    """K > 1: stacked leaf parameters under vmap."""
+
+    def __init__(self, module: nn.Module, layout: Layout, buffer: Tensor) -> None:
+        self._module, self._layout, self._buffer = module, layout, buffer
+        self._leaves: tuple[int, Tensors] = (0, {})
+
+    def parameters(self, k: int) -> Tensors:
+        """Return leaves (k, *shape) that share memory with the buffer; made anew only when k shrinks."""
+        if self._leaves[0] != k:
+            views = self._layout.views(self._buffer[:k])
+            self._leaves = (k, {name: view.detach().requires_grad_() for name, view in views.items()})
+        return self._leaves[1]
+
+    def losses(self, total: Total, parameters: Tensors, batch: Batch, anchors: Anchors) -> Outcome:
+        """Call the loss under vmap."""
+
+        def single(own_parameters: Tensors, own_batch: Batch, own: dict[str, Tensors]) -> Outcome:
+            model = Forward(lambda x: functional_call(self._module, own_parameters, (x,)), own_parameters)
+            return total(model, own_batch, Anchors(anchors.shared, own))
+
+        lifted: Outcome = torch.vmap(single, randomness="error")(parameters, batch, anchors.own)
+        return lifted
+
+    def stacked(self, tensors: Tensors) -> Tensors:
+        """Return them as they are."""
+        return tensors
+
+    def transform(self, call: Callable[..., Tensors], gradients: Tensors, references: dict[str, Tensors]) -> Tensors:
+        """Apply the transform under vmap."""
+        lifted: Tensors = torch.vmap(call)(gradients, references)
+        return lifted
+
+
+def lift(module: nn.Module, layout: Layout, buffer: Tensor) -> Lift:
+    """Return the lift for a buffer (K, P): the identity for K = 1, vmap above."""
+    return Alone(module, layout, buffer) if len(buffer) == 1 else Stacked(module, layout, buffer)

@@ -1,0 +1,71 @@
+"""Loss terms: pure functions of one client's model and batch; the trainer adds, lifts and logs them by name.
+
+A term is a frozen dataclass with `draws` (what it wants from the replay memory each step) and
+`__call__(model, batch, anchors) -> scalar`. Weights of a batch's rows sum to one (to zero where there is nothing), so
+`(per_sample * items.weight).sum()` is the mean over the real rows, never over the padded ones.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from fedcl.answers import Tensors
+
+
+class Items(NamedTuple):
+    """Samples of one client and one step (b rows; k clients in front where stacked)."""
+
+    x: Tensor  # (b, *shape)
+    y: Tensor  # (b,) int64
+    mask: Tensor  # (b, classes) or (b, 1): added to the logits before a cross-entropy, 0 or -inf
+    weight: Tensor  # (b,) sums to 1, or to 0 where there is nothing
+    logits: Tensor  # (b, classes) as remembered, or (b, 0)
+
+
+class Batch(NamedTuple):
+    """One step's data: the stream's batch, and a batch for each replay draw."""
+
+    now: Items
+    draws: dict[str, Items]
+
+
+class Anchors(NamedTuple):
+    """What terms measure distances to: tensors shared by all clients, and each client's own."""
+
+    shared: dict[str, Tensors]
+    own: dict[str, Tensors]
+
+
+class Forward:
+    """The model bound to one client's parameters; a second call on the same tensor costs nothing."""
+
+    def __init__(self, call: Callable[[Tensor], Tensor], parameters: Tensors) -> None:
+        self._call, self.parameters = call, parameters
+        self._known: dict[int, Tensor] = {}
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return logits (b, classes) of inputs (b, *shape), not masked."""
+        if id(x) not in self._known:
+            self._known[id(x)] = self._call(x)
+        return self._known[id(x)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """An independent batch from the replay memory, every step; `logits` asks for remembered logits with it."""
+
+    name: str
+    logits: bool = False
+
+
+class Term(Protocol):
+    """One addend of the local loss."""
+
+    @property
+    def draws(self) -> tuple[Draw, ...]:
+        """The draws that the term reads."""
+
+    def __call__(self, model: Forward, batch: Batch, anchors: Anchors) -> Tensor:
+        """Return the scalar loss of one client."""

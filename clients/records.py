@@ -1,0 +1,38 @@
+"""A client's state as data: one record of a numpy structured dtype, the same in a pack, in memory and on a real node."""
+
+import numpy as np
+
+from clients.memories import Memory, RecordField, Records
+from clients.optimizers import Optimizer
+from fedcl.answers import Layout
+
+
+def record_dtype(
+    *, tasks: int, classes: int, memory: Memory | None, logits: bool, optimizer: Optimizer, parameters: Layout,
+    personal: int, real: str,
+) -> np.dtype[np.void]:  # fmt: skip
+    """Return the fields of a client's record.
+
+    Args:
+        memory: the replay memory, None where the method draws nothing.
+        logits: whether remembered logits are kept with the items.
+        personal: number of parameters that stay on the client.
+        real: dtype of parameters and logits ("<f4" or "<f8").
+    """
+    fields: list[RecordField] = [("visits", "<i8", ()), ("cursor", "<i8", (tasks + 1,))]
+    if memory:
+        columns = [("items", "<i8"), ("tasks", "<i4"), ("labels", "<i8")]
+        fields += [("count", "<i8", ()), ("seen", "<i8", ()), *((name, kind, (memory.size,)) for name, kind in columns)]
+        fields += memory.fields(classes)
+        fields += [("logits", real, (memory.size, classes))] if logits else []
+    if optimizer.keep:
+        fields += [("optimizer.steps", "<i8", ())]
+        fields += [(f"optimizer.{name}", real, (parameters.size,)) for name in optimizer.buffers]
+    if personal:
+        fields += [("personal", real, (personal,))]
+    return np.dtype(fields)
+
+
+def fresh(dtype: np.dtype[np.void]) -> Records:
+    """Return the record of a client that was never visited: all zeros."""
+    return np.zeros(1, dtype)

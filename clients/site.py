@@ -1,0 +1,118 @@
+"""What a worker or a node knows before it is asked anything: data, model, method, the shape of records and answers."""
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import fedcl.models
+from clients.gradients import Transform
+from clients.gradients.clip import ClipNorm
+from clients.memories import Memory
+from clients.records import record_dtype
+from clients.trainer import Trainer
+from fedcl.answers import Layout, answer_layout
+from fedcl.config import Scenario
+from fedcl.source import Source, source
+from fedcl.streams import Stream
+from fedcl.world import scenario_of, world
+
+
+@dataclass(frozen=True)
+class Site:
+    """A scenario made concrete on one device."""
+
+    scenario: Scenario
+    stream: Stream
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where this site computes."""
+        return torch.device(self.scenario.engine.device)
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """Precision of parameters and answers."""
+        dtype: torch.dtype = getattr(torch, self.scenario.model.dtype)
+        return dtype
+
+    @cached_property
+    def trainer(self) -> Trainer:
+        """The local training loop with this scenario's axes."""
+        shape, classes = self.stream.dataset.x.shape[1:], self.stream.dataset.classes
+        module = fedcl.models.make(self.scenario.model, tuple(shape), classes, self.scenario.seed).to(self.device)
+        client = self.scenario.client
+        clip: tuple[Transform, ...] = (ClipNorm(limit=client.clip),) if client.clip else ()
+        return Trainer(
+            module=module,
+            layout=Layout.of(dict(module.named_parameters())),
+            terms=client.method.terms(),
+            transforms=(*client.method.transforms(), *clip),
+            optimizer=client.optimizer,
+            data=source(self.stream, "train", self.dtype, self.device),
+            classes=classes,
+        )
+
+    @cached_property
+    def test(self) -> Source:
+        """The test split."""
+        return source(self.stream, "test", self.dtype, self.device)
+
+    @property
+    def parameters(self) -> Layout:
+        """Names and shapes of the model's parameters."""
+        return self.trainer.layout
+
+    @cached_property
+    def memory(self) -> Memory | None:
+        """The replay memory, None where the method draws nothing from it."""
+        memory: Memory = self.scenario.client.memory
+        return memory if self.scenario.client.method.draws and memory.size else None
+
+    @cached_property
+    def shared(self) -> Tensor:
+        """(P,) 1 where a parameter is shared with the server, 0 where it is personal."""
+        prefixes = tuple(self.scenario.model.personal)
+        parts = [
+            torch.full((where.stop - where.start,), float(not ("*" in prefixes or name.startswith(prefixes))))
+            for name, (where, _) in self.parameters.slices.items()
+        ]
+        return torch.cat(parts).to(self.dtype).to(self.device)
+
+    @cached_property
+    def personal(self) -> Tensor:
+        """(P,) bool, True where a parameter stays on the client."""
+        return self.shared == 0
+
+    @cached_property
+    def record(self) -> np.dtype[np.void]:
+        """Fields of a client's record."""
+        return record_dtype(
+            tasks=len(self.stream.tasks),
+            classes=self.stream.dataset.classes,
+            memory=self.memory,
+            logits=any(draw.logits for draw in self.scenario.client.method.draws),
+            optimizer=self.scenario.client.optimizer,
+            parameters=self.parameters,
+            personal=int(self.personal.sum()),
+            real="<f4" if self.dtype == torch.float32 else "<f8",
+        )
+
+    @cached_property
+    def answer(self) -> Layout:
+        """Names and shapes of what a client answers to this scenario's server method."""
+        return answer_layout(self.scenario.server.method.answers, self.parameters)
+
+
+def make_site(text: str, stream: Stream | None = None) -> Site:
+    """Make the site of a resolved configuration, on a stream that is already there or is built now."""
+    torch.set_num_threads(1)  # the bits must not depend on the machine's cores; more workers use more cores
+    return Site(scenario_of(text), stream) if stream else Site(*world(text))
+
+
+@lru_cache(maxsize=2)
+def site(text: str) -> Site:
+    """Return the site of a resolved configuration, built once a process."""
+    return make_site(text)

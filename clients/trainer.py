@@ -1,0 +1,175 @@
+"""The one local training loop: lifted losses, ordered transforms, an optimiser step, for one client or a stack.
+
+The clients of a block are in descending order of steps, so those still training are always the first k: nothing is
+computed for, and nothing moves in, a client that has finished. Needs torch alone (neither flwr nor ray).
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from clients.gradients import Transform
+from clients.lift import Lift, Total, lift
+from clients.losses import Anchors, Batch, Forward, Items, Term
+from clients.optimizers import Optimizer
+from fedcl.answers import Layout, Tensors
+from fedcl.source import Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stepwise:
+    """What one draw, or the stream itself, shows at each step: (k, s, b) each."""
+
+    items: Tensor
+    tasks: Tensor
+    labels: Tensor
+    weight: Tensor  # rows of a step sum to 1, or to 0 where there is nothing
+    slots: Tensor | None = None  # memory slots, where remembered logits are wanted
+    logits: Tensor | None = None  # (k, slots, classes)
+
+    def at(self, step: int, k: int, data: Source) -> Items:
+        """Gather the batch of one step for the first k clients."""
+        items, tasks, weight = self.items[:k, step], self.tasks[:k, step], self.weight[:k, step]
+        mask = data.mask(tasks)
+        if data.masks is not None:  # a padded row shows an arbitrary item: its loss must be finite to vanish
+            mask = mask.masked_fill((weight == 0)[..., None], 0.0)
+        return Items(data.inputs(items, tasks), self.labels[:k, step], mask, weight, self._remembered(step, k))
+
+    def rows(self, rows: slice) -> "Stepwise":
+        """Return the same for some of the clients."""
+        slots = None if self.slots is None else self.slots[rows]
+        logits = None if self.logits is None else self.logits[rows]
+        columns = (self.items[rows], self.tasks[rows], self.labels[rows], self.weight[rows])
+        return Stepwise(**dict(zip(("items", "tasks", "labels", "weight"), columns, strict=True)), slots=slots, logits=logits)
+
+    def _remembered(self, step: int, k: int) -> Tensor:
+        if self.slots is None or self.logits is None:
+            return self.weight.new_zeros(*self.items[:k, step].shape, 0)
+        slots = self.slots[:k, step]
+        return self.logits[torch.arange(k, device=slots.device)[:, None], slots]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capture:
+    """Whose logits are to be remembered: rows, steps (ascending) and columns, (a,) each."""
+
+    rows: Tensor
+    columns: Tensor
+    first: list[int]  # first[s] .. first[s + 1] are the entries of step s
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """Everything that the training of K clients reads; nothing here is changed."""
+
+    counts: list[int]  # steps of each client, descending
+    start: Tensor  # (K, P) parameters that each client starts from
+    shared: Tensor  # (P,) the global model
+    now: Stepwise
+    draws: dict[str, Stepwise]
+    capture: Capture | None
+    buffers: dict[str, Tensor]  # optimiser buffers (K, P)
+    steps_before: Tensor  # (K,) float64 optimiser steps of earlier visits (0 unless kept)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What training leaves behind."""
+
+    after: Tensor  # (K, P)
+    losses: Tensors  # mean over steps of each term, (K,)
+    logits: Tensor  # (a, classes) of the captured entries
+    buffers: dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trainer:
+    """How a client trains: model, loss terms, transforms, optimiser."""
+
+    module: nn.Module
+    layout: Layout
+    terms: Mapping[str, Term]
+    transforms: tuple[Transform, ...]
+    optimizer: Optimizer
+    data: Source
+    classes: int
+
+    def train(self, block: Block) -> Result:
+        """Run all steps of a block of clients and return their parameters.
+
+        Raises:
+            ValueError: the clients are not in descending order of steps.
+        """
+        if block.counts != sorted(block.counts, reverse=True):
+            raise ValueError("clients must come in descending order of steps")
+        weights = block.start.clone()
+        buffers = {name: buffer.clone() for name, buffer in block.buffers.items()}
+        lifted = lift(self.module, self.layout, weights)
+        anchors = Anchors({"global": self.layout.views(block.shared)}, {})
+        sums = {name: weights.new_zeros(len(weights)) for name in self.terms}
+        captured = weights.new_zeros(block.capture.first[-1] if block.capture else 0, self.classes)
+        for k, steps in _segments(block.counts):
+            live = self.layout.views(weights[:k])
+            moments = {name: self.layout.views(buffer[:k]) for name, buffer in buffers.items()}
+            for step in steps:
+                batch = Batch(block.now.at(step, k, self.data), {n: d.at(step, k, self.data) for n, d in block.draws.items()})
+                parameters = lifted.parameters(k)
+                losses, (terms, logits) = lifted.losses(self._total(self.terms), parameters, batch, anchors)
+                gradients = _gradient(lifted, losses, parameters)
+                references = self._references(lifted, parameters, batch, anchors)
+                for name, term in terms.items():
+                    sums[name][:k] += term.detach()
+                if block.capture:
+                    _capture(block.capture, step, logits.detach(), captured)
+                with torch.no_grad():
+                    gradients = self._transformed("gradient", lifted, gradients, references)
+                    change = self.optimizer.step(gradients, live, moments, block.steps_before[:k] + step + 1)
+                    change = self._transformed("step", lifted, change, references)
+                    torch._foreach_add_([live[name] for name in change], list(change.values()))
+        steps_done = torch.tensor(block.counts, dtype=weights.dtype, device=weights.device).clamp(min=1)
+        means = {name: total / steps_done for name, total in sums.items()}
+        return Result(after=weights, losses=means, logits=captured, buffers=buffers)
+
+    def _references(self, lifted: Lift, parameters: Tensors, batch: Batch, anchors: Anchors) -> dict[str, Tensors]:
+        """Return the gradients of the reference losses that transforms ask for, one more backward pass each."""
+        return {
+            name: _gradient(lifted, lifted.losses(self._total({name: term}), parameters, batch, anchors)[0], parameters)
+            for transform in self.transforms
+            for name, term in transform.references.items()
+        }
+
+    def _total(self, terms: Mapping[str, Term]) -> Total:
+        def total(model: Forward, batch: Batch, anchors: Anchors) -> tuple[Tensor, tuple[Tensors, Tensor]]:
+            values = {name: term(model, batch, anchors) for name, term in terms.items()}
+            return torch.stack(list(values.values())).sum(), (values, model(batch.now.x))
+
+        return total
+
+    def _transformed(self, on: str, lifted: Lift, tensors: Tensors, references: dict[str, Tensors]) -> Tensors:
+        for transform in self.transforms:
+            if transform.on == on:
+                wanted = {name: references[name] for name in transform.references}
+                tensors = lifted.transform(transform, tensors, wanted)
+        return tensors
+
+
+def _segments(counts: list[int]) -> Iterator[tuple[int, range]]:
+    """Yield (k, steps): the first k clients train in these steps."""
+    begin = 0
+    for k in range(len(counts), 0, -1):
+        if counts[k - 1] > begin:
+            yield k, range(begin, counts[k - 1])
+            begin = counts[k - 1]
+
+
+def _gradient(lifted: Lift, losses: Tensor, parameters: Tensors) -> Tensors:
+    found = torch.autograd.grad(losses.sum(), list(parameters.values()), allow_unused=True, materialize_grads=True)
+    return lifted.stacked(dict(zip(parameters, found, strict=True)))
+
+
+def _capture(capture: Capture, step: int, logits: Tensor, captured: Tensor) -> None:
+    begin, end = capture.first[step], capture.first[step + 1]
+    if begin < end:
+        captured[begin:end] = logits[capture.rows[begin:end], capture.columns[begin:end]]

@@ -1,0 +1,115 @@
+"""What a client answers: named tensors in one flat vector, so that adding, checking and hashing are one-liners.
+
+A `Layout` is the name -> slice table. The model's parameters use the same table, so weights, updates and answers are
+all flat vectors whose views are the named tensors.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+Tensors = dict[str, Tensor]
+
+
+def _flat(tensor: Tensor, dims: int) -> Tensor:
+    return tensor.flatten(tensor.dim() - dims) if dims else tensor[..., None]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names and shapes of the tensors in a flat vector, in order."""
+
+    shapes: tuple[tuple[str, tuple[int, ...]], ...]
+
+    @staticmethod
+    def of(tensors: Mapping[str, Tensor]) -> "Layout":
+        """Return the layout of named tensors."""
+        return Layout(tuple((name, tuple(each.shape)) for name, each in tensors.items()))
+
+    @cached_property
+    def slices(self) -> dict[str, tuple[slice, tuple[int, ...]]]:
+        """Slice of the flat vector and shape of each name."""
+        table, start = {}, 0
+        for name, shape in self.shapes:
+            table[name] = (slice(start, start + math.prod(shape)), shape)
+            start += math.prod(shape)
+        return table
+
+    @cached_property
+    def size(self) -> int:
+        """Length of the flat vector."""
+        return sum(math.prod(shape) for _, shape in self.shapes)
+
+    def views(self, flat: Tensor) -> Tensors:
+        """Return the named views of flat (..., size): each (..., *shape), sharing memory."""
+        lead = flat.shape[:-1]
+        return {name: flat[..., where].view(*lead, *shape) for name, (where, shape) in self.slices.items()}
+
+    def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Return named tensors (..., *shape) as one vector (..., size).
+
+        Raises:
+            KeyError: a name of the layout is missing.
+        """
+        return torch.cat([_flat(tensors[name], len(shape)) for name, shape in self.shapes], -1)
+
+    def prefixed(self, prefix: str) -> "Layout":
+        """Return the same layout with `prefix/` before every name."""
+        return Layout(tuple((f"{prefix}/{name}", shape) for name, shape in self.shapes))
+
+    def __add__(self, other: "Layout") -> "Layout":
+        """Return the layout of this vector followed by the other."""
+        return Layout(self.shapes + other.shapes)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A sum of client answers (or one of them): named tensors that add."""
+
+    layout: Layout
+    flat: Tensor
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Return the named tensor, a view of the flat vector."""
+        where, shape = self.layout.slices[name]
+        return self.flat[where].view(shape)
+
+    def under(self, prefix: str) -> Tensors:
+        """Return the tensors named `prefix/...`, without the prefix."""
+        names = (name for name, _ in self.layout.shapes if name.startswith(f"{prefix}/"))
+        return {name[len(prefix) + 1 :]: self[name] for name in names}
+
+
+def _delta(parameters: Layout) -> Layout:
+    return parameters.prefixed("delta") + Layout((("weight", ()),))
+
+
+# Names and shapes of each statistic that clients can add up, for a model with given parameters.
+LAYOUTS: dict[str, Callable[[Layout], Layout]] = {"delta": _delta}
+
+
+def answer_layout(statistics: Sequence[str], parameters: Layout) -> Layout:
+    """Return the layout of an answer that holds the named statistics in order."""
+    return Layout(tuple(shape for name in statistics for shape in LAYOUTS[name](parameters).shapes))
+
+
+def refusal(layout: Layout, flat: Tensor) -> str | None:
+    """Return why an answer cannot be taken: wrong length, or numbers that are not finite. None: it can."""
+    if flat.shape != (layout.size,):
+        return f"the answer has shape {tuple(flat.shape)} instead of ({layout.size},)"
+    if not torch.isfinite(flat).all():
+        bad = [name for name, view in layout.views(flat).items() if not torch.isfinite(view).all()]
+        return f"numbers that are not finite in {', '.join(bad[:3])}"
+    return None
+
+
+def clip_rows(rows: Tensor, limit: float | None) -> Tensor:
+    """Scale each row of (k, P) down to norm `limit` (None: as they are)."""
+    if limit is None:
+        return rows
+    norms = rows.norm(dim=1, keepdim=True)
+    return rows * (limit / norms.clamp(min=1e-30)).clamp(max=1.0)

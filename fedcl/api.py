@@ -1,0 +1,157 @@
+"""Run a federation in simulation, go on with one, load one: what the command line and Python programs call."""
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fedcl import config, rundir
+from fedcl.config import Scenario
+from fedcl.engine import choice
+from fedcl.errors import ConfigError, FederationError
+from fedcl.interrupt import STOPPED, Stopped
+from fedcl.journal import read_events
+from fedcl.streams import Stream
+from fedcl.world import as_text, world
+
+Listener = Callable[[dict[str, Any]], None]
+SERVER_APP = "server.app:app"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    directory: Path
+    code: int  # 0 finished, 1 failed, 75 stopped and resumable
+    results: dict[str, Any]
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory, read."""
+
+    directory: Path
+
+    @cached_property
+    def config(self) -> Scenario:
+        """The resolved scenario."""
+        return config.load(str(self.directory / "config.yaml"))
+
+    @cached_property
+    def results(self) -> dict[str, Any]:
+        """The figures, from the journal as it is now."""
+        from fedcl.results import summarise
+
+        return summarise(config.as_dict(self.config), self.events)
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """What happened, in order."""
+        return list(read_events(self.directory))
+
+    def stream(self) -> Stream:
+        """Return the stream that the clients met."""
+        return world(as_text(self.config))[1]
+
+    def model(self) -> nn.Module:
+        """Return the trained global model, in evaluation mode.
+
+        Raises:
+            FederationError: the run has not written its model yet.
+        """
+        import safetensors.torch
+
+        import fedcl.models
+
+        path = self.directory / "model.safetensors"
+        if not path.is_file():
+            raise FederationError(f"{str(path)!r} is missing: the run has not ended; fedcl run --resume {self.directory}")
+        data = self.stream().dataset
+        module = fedcl.models.make(self.config.model, tuple(data.x.shape[1:]), data.classes, self.config.seed)
+        module.load_state_dict(safetensors.torch.load_file(path))
+        return module.eval()
+
+
+def load(directory: Path | str) -> Run:
+    """Return the run of a run directory.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    directory = Path(directory).absolute()
+    if not (directory / "config.yaml").is_file():
+        raise ConfigError(f"{str(directory)!r} is no run directory: it has no config.yaml")
+    return Run(directory)
+
+
+def run(
+    scenario: Scenario, *, out: Path | None = None, command: str = "", listeners: Sequence[Listener] = ()
+) -> Outcome:
+    """Run a scenario in simulation and write its run directory.
+
+    Raises:
+        ConfigError: the scenario contradicts its data, or `out` cannot be used.
+    """
+    scenario, _ = choice.resolve(scenario)
+    return _go(scenario, rundir.create(scenario, out), command, listeners)
+
+
+def resume(directory: Path | str, *, command: str = "", listeners: Sequence[Listener] = ()) -> Outcome:
+    """Go on with a run from its last checkpoint; one that had finished stays as it is.
+
+    Raises:
+        ConfigError: the directory holds no run.
+    """
+    found = load(directory)
+    if found.results["status"] == "finished":
+        return Outcome(found.directory, 0, found.results)
+    return _go(found.config, found.directory, command, listeners)
+
+
+def _go(scenario: Scenario, folder: Path, command: str, listeners: Sequence[Listener]) -> Outcome:
+    """Start the engine and hand it to the ServerApp."""
+    import torch
+
+    from fedcl.engine import flower
+
+    torch.set_num_threads(1)  # the bits must not depend on the machine's cores
+    tokens = rundir.LISTENERS.set(tuple(listeners)), rundir.COMMAND.set(command)
+    code, message = 0, ""
+    grid = _grid(scenario, folder)
+    try:
+        module, _, name = SERVER_APP.partition(":")
+        context = flower.context({"directory": str(folder), "state": str(folder / "state")}, {})
+        getattr(importlib.import_module(module), name)(grid, context)
+    except Stopped:
+        code = STOPPED
+    except FederationError as error:
+        code, message = 1, str(error)
+    finally:
+        grid.close()
+        rundir.LISTENERS.reset(tokens[0])
+        rundir.COMMAND.reset(tokens[1])
+    return Outcome(folder, code, load(folder).results, message)
+
+
+def _grid(scenario: Scenario, folder: Path) -> Any:
+    """Return the grid that the scenario asks for."""
+    if choice.kind(scenario) == "inline":
+        from fedcl.engine.inline import InlineGrid
+
+        return InlineGrid()
+    from fedcl.engine.ray_grid import RayGrid
+
+    text, (workers, gpus) = as_text(scenario), choice.workers(scenario)
+    grid = RayGrid(text, world(text)[1], workers=workers, gpus=gpus, address=scenario.engine.address)
+    token = folder / "config.yaml"
+    blind = [pid for pid, sees in grid.sees(str(token)) if not sees]
+    if blind:
+        grid.close()
+        raise ConfigError(f"--out {str(folder)!r}: {len(blind)} workers do not see it; choose a path that all machines share")
+    return grid

@@ -1,0 +1,401 @@
+"""A scenario: one tree of frozen dataclasses that is the schema, the defaults, the ranges and the help text.
+
+YAML + overrides -> `load` -> Scenario -> `as_dict` -> config.yaml -> the same Scenario. Every mistake of the user ends
+as one `ConfigError` sentence with the key, the value and the nearest valid choice.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import Field, dataclass, field, fields, is_dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fedcl import registry
+from fedcl.errors import ConfigError, nearest
+from fedcl.settings import OutOfRange, Settings, part, setting
+
+Plain = dict[str, Any]
+# Keys that say where and how fast a run happens, never what comes out: left out of the hash.
+PLACE = (
+    ("data", "root"),
+    ("engine", "kind"),
+    ("engine", "workers"),
+    ("engine", "gpus_per_worker"),
+    ("engine", "address"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(Settings):
+    """Where files of real data lie."""
+
+    root: str | None = setting(None, "folder with data sets; default: the environment's FEDCL_DATA")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamConfig(Settings):
+    """Datasets to tasks, who has what, and when."""
+
+    dataset: Any = part("datasets", "digits", "the data that all clients share out")
+    kind: Literal["class-incremental", "task-incremental", "domain-incremental"] = setting(
+        "class-incremental", "what changes from task to task: classes, classes with a known task, or inputs (permuted)"
+    )
+    tasks: int = setting(5, "tasks in the stream", low=1, high=10_000)
+    shuffle_classes: bool = setting(False, "draw the order of the classes from the seed")
+    partition: Any = part("partitions", "iid", "who has what of each task")
+    clients: int = setting(5, "clients of the federation", low=1, high=10_000_000)
+    schedule: Any = part("schedules", "synchronous", "when each client is at which task")
+    joint: bool = setting(False, "oracle: every visit trains on the client's data of all its tasks at once")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientConfig(Settings):
+    """What a client does in one visit."""
+
+    method: Any = part("client_methods", "finetune", "loss terms, replay draws and gradient transforms")
+    memory: Any = part("memories", "reservoir", "replay memory of a client")
+    optimizer: Any = part("optimizers", "sgd", "local optimiser")
+    epochs: int = setting(1, "passes over the visit's data", low=1)
+    batch: int = setting(16, "samples a step", low=1)
+    replay_batch: int | None = setting(None, "samples drawn from the memory a step; default: as batch", low=1)
+    clip: float | None = setting(None, "largest norm of a client's gradient", above=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig(Settings):
+    """Who is asked, how answers become new weights, and when a round has failed."""
+
+    method: Any = part("server_methods", "fedavg", "how answers become a step")
+    optimizer: Any = part("server_optimizers", "sgd", "what is done with the step (1.0 * step by default)")
+    selection: Any = part("selections", "uniform", "who is asked in a round")
+    clients_per_round: int | None = setting(None, "clients asked in a round; default: all", low=1)
+    weights: Literal["samples", "uniform"] = setting("samples", "weight of a client's answer")
+    min_clients: int = setting(1, "fewer answers than this end the run (exit 1, resumable)", low=1)
+    max_update_norm: float | None = setting(None, "clip a client's update to this norm", above=0)
+    deadline: float = setting(3600.0, "seconds that a round waits for answers", above=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig(Settings):
+    """Where the clients run. Only cohort, stack and device have a part in the arithmetic."""
+
+    kind: Literal["auto", "ray", "inline"] = setting(
+        "auto", "ray, or inline in this process; auto: ray if it has a use"
+    )
+    workers: int | Literal["auto"] = setting("auto", "Ray workers; auto: one a core (or a GPU share)", low=1)
+    gpus_per_worker: float | Literal["auto"] = setting("auto", "GPUs of a worker, a fraction shares one", low=0)
+    cohort: int = setting(32, "clients in one unit of scheduling, reply and summation", low=1, high=100_000)
+    stack: int | Literal["auto"] = setting("auto", "clients trained with stacked parameters; 1: one by one", low=1)
+    device: Literal["auto", "cpu", "cuda"] = setting("auto", "where the workers compute; auto: cuda if there is one")
+    address: str | None = setting(None, "address of an existing Ray cluster ('auto' finds one on this machine)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(Settings):
+    """How often and on what accuracy is measured."""
+
+    every: int = setting(5, "rounds between evaluations of the global model; 0: only when tasks end", low=0)
+    clients: int | None = setting(
+        None, "clients evaluated on their own stream (a keyed fixed sample); default: all", low=1
+    )
+    samples: int | None = setting(None, "test items a task (a keyed fixed sample); default: all", low=1)
+    score: Literal["accuracy"] = setting("accuracy", "what fills the accuracy matrix")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig(Settings):
+    """How often the run is committed: every `rounds` rounds or `seconds` seconds, whichever is later."""
+
+    rounds: int = setting(1, "rounds between checkpoints", low=1)
+    seconds: float = setting(5.0, "seconds between checkpoints", low=0)
+    keep: int = setting(2, "checkpoints kept", low=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenario(Settings):
+    """A whole federation: everything that its results depend on."""
+
+    name: str = setting("unnamed", "names the run directory")
+    seed: int = setting(0, "the one seed of everything random", low=0, high=2**62)
+    data: DataConfig = field(default_factory=DataConfig)
+    stream: StreamConfig = field(default_factory=StreamConfig)
+    model: Any = part("models", "mlp", "architecture")
+    client: ClientConfig = field(default_factory=ClientConfig)
+    server: ServerConfig = field(default_factory=ServerConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return [_plain(each) for each in value]
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    return as_dict(value) if is_dataclass(value) else value
+
+
+def as_dict(node: Any) -> Plain:
+    """Return a block of settings as plain dicts, lists, numbers and strings that `build` turns back into it."""
+    plain: Plain = {}
+    for each in fields(node):
+        value, kind = getattr(node, each.name), each.metadata.get("part")
+        if kind:
+            plain[each.name] = {registry.chooser(kind): registry.name_of(kind, value), **as_dict(value)}
+        else:
+            plain[each.name] = _plain(value)
+    return plain
+
+
+def config_hash(scenario: Scenario) -> str:
+    """Hash everything that results depend on; where the run happens (engine kind, workers, data folder) is left out."""
+    plain = as_dict(scenario)
+    for section, key in PLACE:
+        del plain[section][key]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def _fields(cls: type) -> dict[str, Field[Any]]:
+    return {each.name: each for each in fields(cls)}
+
+
+def _default(each: Field[Any]) -> Any:
+    return each.default_factory() if callable(each.default_factory) else each.default
+
+
+def _mapping(value: Any, path: str) -> Plain:
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise ConfigError(f"{path or 'the scenario'} = {value!r}: must be a block of named settings")
+    return dict(value)
+
+
+@cache
+def _schema(cls: type) -> Any:
+    return OmegaConf.structured(cls, flags={"readonly": False, "allow_objects": True})
+
+
+def _leaf(cls: type, name: str, value: Any, path: str) -> Any:
+    """Check and convert one value with OmegaConf's typed nodes."""
+    if type(value) is int and float in get_args(_fields(cls)[name].type):
+        value = float(value)  # OmegaConf converts for a plain float, not inside a union
+    try:
+        result: Any = OmegaConf.select(OmegaConf.merge(_schema(cls), {name: value}), name)
+        return OmegaConf.to_container(result) if OmegaConf.is_config(result) else result
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
+        raise ConfigError(f"{path} = {value!r}: {str(error).splitlines()[0]}") from error
+
+
+def _build_part(kind: str, value: Any, path: str) -> Any:
+    if is_dataclass(value):
+        return value
+    chosen = {registry.chooser(kind): value} if isinstance(value, str) else _mapping(value, path)
+    name = chosen.pop(registry.chooser(kind), None)
+    if not isinstance(name, str):
+        raise ConfigError(
+            f"{path}.{registry.chooser(kind)} = {name!r}: must be a name{nearest('', registry.names(kind))}"
+        )
+    try:
+        cls = registry.find(kind, name)
+    except ConfigError as error:
+        raise ConfigError(f"{path}.{registry.chooser(kind)} = {name!r}: {error}") from error
+    if not (isinstance(cls, type) and is_dataclass(cls)):
+        raise ConfigError(f"{path} = {name!r}: must name a frozen dataclass of settings, not {cls!r}")
+    return build(cls, chosen, path)
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _inner(each: Field[Any]) -> type | None:
+    """Return the dataclass of settings inside a field: a block's, or that of the default part; None for a value."""
+    kind, default = each.metadata.get("part"), _default(each)
+    if kind:
+        return registry.find(kind, default) if isinstance(default, str) else type(default)
+    return type(default) if is_dataclass(default) else None
+
+
+def _deeper(cls: type, name: str, path: str) -> str | None:
+    """Return the whole key of a setting called `name` somewhere below `path`, None if there is none."""
+    for each in fields(cls):
+        block, where = _inner(each), _join(path, each.name)
+        if block and name in _fields(block):
+            return _join(where, name)
+        found = _deeper(block, name, where) if block else None
+        if found:
+            return found
+    return None
+
+
+def _unknown(cls: type, name: str, value: Any, path: str) -> ConfigError:
+    found = _deeper(cls, name, path)
+    hint = f"; did you mean {found!r}?" if found else nearest(name, _fields(cls))
+    return ConfigError(f"unknown key {_join(path, name)!r} (= {value!r}){hint}")
+
+
+def build(cls: type, values: Any, path: str = "") -> Any:
+    """Build the settings dataclass `cls` from plain values.
+
+    Raises:
+        ConfigError: an unknown key, a wrong type or a value out of range, named with its whole dotted key.
+    """
+    given, known, built = _mapping(values, path), _fields(cls), {}
+    for name in given.keys() - known.keys():
+        raise _unknown(cls, name, given[name], path)
+    for name, each in known.items():
+        where, default, kind = _join(path, name), _default(each), each.metadata.get("part")
+        if kind:
+            built[name] = _build_part(kind, given.get(name, default), where)
+        elif is_dataclass(default):
+            built[name] = build(type(default), given.get(name, {}), where)
+        elif name in given:
+            built[name] = _leaf(cls, name, given[name], where)
+    try:
+        return cls(**built)
+    except OutOfRange as error:
+        raise ConfigError(f"{_join(path, error.name)} = {error.value!r}: {error.reason}") from error
+    except (TypeError, ValueError) as error:  # a part of an outside package may check in its own way
+        raise ConfigError(f"{path or 'the scenario'}: {' '.join(str(error).split())}") from error
+
+
+def _expand(kind: str | None, value: Any) -> Any:
+    return {registry.chooser(kind): value} if kind and isinstance(value, str) else value
+
+
+def overlay(cls: type | None, base: Plain, over: Plain) -> Plain:
+    """Lay `over` on `base`; naming another part replaces the part and its settings, not naming one keeps it."""
+    result = dict(base)
+    for name, value in over.items():
+        each = _fields(cls).get(name) if cls else None
+        kind = each.metadata.get("part") if each else None
+        old = _expand(kind, result.get(name, _default(each) if kind and each else None))
+        new = _expand(kind, value)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            choice = registry.chooser(kind) if kind else None
+            if choice and choice in new and new[choice] != old.get(choice):
+                result[name] = new
+            else:
+                inner = type(_default(each)) if each and is_dataclass(_default(each)) else None
+                result[name] = overlay(inner, dict(old), dict(new))
+        else:
+            result[name] = new
+    return result
+
+
+def scenario_names() -> dict[str, Any]:
+    """Return the scenarios that fedcl ships: name -> path-like with `read_text`."""
+    folder = resources.files("scenarios")
+    shipped = {entry.name[: -len(".yaml")]: entry for entry in folder.iterdir() if entry.name.endswith(".yaml")}
+    shipped.pop("groups", None)
+    return dict(sorted(shipped.items()))
+
+
+def parse(text: str, source: str) -> Plain:
+    """Read YAML text as plain values; `source` names it in errors.
+
+    Raises:
+        ConfigError: it is not YAML, or its top is no block of named settings.
+    """
+    try:
+        return _mapping(OmegaConf.to_container(OmegaConf.create(text), resolve=True), source)
+    except AssertionError as error:  # OmegaConf's answer to a lone number
+        raise ConfigError(f"{source} is not a readable YAML scenario: it must be a block of named settings") from error
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        raise ConfigError(f"{source} is not a readable YAML scenario: {' '.join(str(error).split())[:200]}") from error
+
+
+def read(scenario: str) -> Plain:
+    """Read a shipped scenario by name, or a scenario file by path, as plain values.
+
+    Raises:
+        ConfigError: there is neither, or it is not YAML.
+    """
+    shipped, path = scenario_names(), Path(scenario)
+    if scenario in shipped:
+        return parse(shipped[scenario].read_text(encoding="utf-8"), scenario)
+    try:
+        if path.is_file():
+            return parse(path.read_text(encoding="utf-8"), scenario)
+        raise ConfigError(f"no scenario {scenario!r}, neither shipped nor a file{nearest(scenario, shipped)}")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read scenario {scenario!r}: {error}") from error
+
+
+def _override(text: str) -> Plain:
+    """Turn `a.b=c` into {a: {b: c}}, c read as YAML."""
+    name, equals, value = text.partition("=")
+    if not equals or not all(name.split(".")):
+        raise ConfigError(f"override {text!r}: must read dotted.key=value")
+    try:
+        result: Any = OmegaConf.to_container(OmegaConf.create({"v": OmegaConf.create(f"v: {value or 'null'}").v}))
+        result = result["v"]
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError) as error:
+        raise ConfigError(f"override {text!r}: the value is not YAML ({' '.join(str(error).split())[:120]})") from error
+    for key in reversed(name.split(".")):
+        result = {key: result}
+    return dict(result)
+
+
+def _with_groups(plain: Plain, chosen: Any) -> Plain:
+    """Apply the named groups of overrides: the scenario's own, or those of every scenario (the oracles)."""
+    groups = {**parse(resources.files("scenarios").joinpath("groups.yaml").read_text(), "groups.yaml")}
+    groups |= _mapping(plain.pop("groups", None) or {}, "groups")
+    wanted = [chosen] if isinstance(chosen, str) else chosen
+    if not isinstance(wanted, list):
+        raise ConfigError(f"group = {chosen!r}: must be a name or a list of names{nearest('', groups)}")
+    for name in wanted:
+        if not isinstance(name, str) or name not in groups:
+            raise ConfigError(f"group = {name!r}: unknown{nearest(str(name), groups)}")
+        plain = overlay(Scenario, plain, _mapping(groups[name], f"groups.{name}"))
+    return plain
+
+
+def load(scenario: str | Plain, overrides: Iterable[str] = ()) -> Scenario:
+    """Read a scenario, lay its groups and the overrides on it, check it.
+
+    Args:
+        scenario: a shipped name, a path, or plain values (as `as_dict` returns them).
+        overrides: `dotted.key=value` texts; `group=NAME` or `group=[A, B]` applies groups of overrides first.
+
+    Raises:
+        ConfigError: one sentence that names key, value and nearest valid choice.
+    """
+    plain = read(scenario) if isinstance(scenario, str) else dict(scenario)
+    over: Plain = {}
+    for text in overrides:
+        over = overlay(Scenario, over, _override(text)) if over else _override(text)
+    plain = _with_groups(plain, over.pop("group", []))
+    return check(build(Scenario, overlay(Scenario, plain, over)))
+
+
+def _problems(s: Scenario) -> Iterator[str]:
+    clients, server, memory = s.stream.clients, s.server, s.client.memory
+    asked = server.clients_per_round
+    if asked is not None and asked > clients:
+        yield f"server.clients_per_round = {asked}: must be at most stream.clients = {clients}"
+    if server.min_clients > (asked or clients):
+        most = f"must be at most the {asked or clients} clients asked in a round"
+        yield f"server.min_clients = {server.min_clients}: {most}"
+    if s.client.method.draws and memory.size == 0:
+        name = registry.name_of("client_methods", s.client.method)
+        yield f"client.memory.size = 0: method {name!r} replays from a memory; set client.memory.size above 0"
+    if isinstance(s.engine.stack, int) and s.engine.stack > s.engine.cohort:
+        yield f"engine.stack = {s.engine.stack}: must be at most engine.cohort = {s.engine.cohort}"
+
+
+def check(scenario: Scenario) -> Scenario:
+    """Check what no single setting can know.
+
+    Raises:
+        ConfigError: two settings contradict each other.
+    """
+    for problem in _problems(scenario):
+        raise ConfigError(problem)
+    return scenario

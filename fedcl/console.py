@@ -1,0 +1,201 @@
+"""What a run says while it runs, and its table of figures at the end."""
+
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+Event = Mapping[str, Any]
+UNKNOWN = "-"
+RECENT = 0.2  # weight of the newest round in the running means of seconds and updates a second
+# Row of the table -> the figure of `metrics`, and what a reader makes of it.
+FIGURES = {
+    "ACC": ("acc", "mean accuracy over tasks at the end"),
+    "AIA": ("aia", "the same, averaged over the ends of tasks"),
+    "forgetting": ("forgetting", "best minus last accuracy of old tasks"),
+    "BWT": ("bwt", "change of old tasks since they were learnt"),
+    "plasticity": ("plasticity", "accuracy of each task when just learnt"),
+}
+
+
+def fraction(value: float | None) -> str:
+    """Write an accuracy or a difference of accuracies with three digits; unknown as "-"."""
+    return UNKNOWN if value is None else f"{value:.3f}"
+
+
+def duration(seconds: float) -> str:
+    """Write a span of time as 7 s, 3:05 or 2:03:05 (rounded up, so that nothing left reads 0 s)."""
+    whole = int(-(-max(seconds, 0.0) // 1))
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    if hours:
+        return f"{hours}:{minutes:02d}:{rest:02d}"
+    return f"{minutes}:{rest:02d}" if minutes else f"{rest} s"
+
+
+def size(n: float) -> str:
+    """Write a number of bytes as 312 B, 4.1 kB, 12.0 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n < 1000:
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1000
+    return f"{n:.1f} TB"
+
+
+def rate(updates_per_second: float | None) -> str:
+    """Write client updates a second with the digits that mean something."""
+    if updates_per_second is None:
+        return UNKNOWN
+    return f"{updates_per_second:,.0f}" if updates_per_second >= 10 else f"{updates_per_second:.2f}"
+
+
+def seen_accuracy(event: Event) -> float | None:
+    """Return the mean accuracy of an evaluation over the tasks that have started; of all tasks while none has."""
+    accuracy = event.get("accuracy")
+    if accuracy is None:
+        return None
+    pairs = [(value, begun) for value, begun in zip(accuracy, event["started"], strict=True) if value is not None]
+    values = [value for value, begun in pairs if begun] or [value for value, _ in pairs]
+    return sum(values) / len(values) if values else None
+
+
+def _mean(old: float | None, new: float) -> float:
+    return new if old is None else (1 - RECENT) * old + RECENT * new
+
+
+def _tasks(tasks: Sequence[int]) -> str:
+    distinct = sorted(set(tasks))
+    if len(distinct) > 4:
+        return f"tasks {distinct[0]}..{distinct[-1]}"
+    return f"task {', '.join(map(str, distinct)) or UNKNOWN}"
+
+
+class Progress:
+    """A listener of journal events that tells how the run goes, and a context manager around the run.
+
+    On a terminal one live line, and a line that stays for each evaluation and task end; elsewhere plain lines only.
+    """
+
+    def __init__(self, console: Console | None = None, errors: Console | None = None, *, quiet: bool = False) -> None:
+        self._console = console or Console(highlight=False)
+        self._errors = errors or Console(stderr=True, highlight=False)
+        self._quiet = quiet
+        self._live: Live | None = None
+        self._rounds, self._round, self._tasks = 0, 0, ""
+        self._loss: float | None = None
+        self._accuracy: float | None = None
+        self._rate: float | None = None
+        self._seconds: float | None = None
+        self._last = time.monotonic()
+
+    def __enter__(self) -> "Progress":
+        """Start the live line, on a terminal."""
+        if self._console.is_terminal and not self._quiet:
+            self._live = Live(console=self._console, get_renderable=self.line, refresh_per_second=8, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the live line, whatever happened."""
+        if self._live:
+            self._live.stop()
+            self._live = None
+
+    def __call__(self, event: Event) -> None:
+        """Take one event of the journal; kinds that say nothing to a watcher are passed over."""
+        react = getattr(self, f"_on_{event['event']}", None)
+        if react:
+            react(event)
+
+    def line(self) -> Text:
+        """Return the live line: round, tasks, loss, accuracy, client updates a second, time left."""
+        if not self._round:
+            return Text("starting ...")
+        loss = UNKNOWN if self._loss is None else f"{self._loss:.4f}"
+        parts = [f"round {self._round}/{self._rounds or '?'}", self._tasks, f"loss {loss}"]
+        parts += [f"accuracy {fraction(self._accuracy)}", f"{rate(self._rate)} client updates/s", f"ETA {self._left()}"]
+        return Text(" · ".join(parts), no_wrap=True, overflow="ellipsis")
+
+    def _left(self) -> str:
+        if self._seconds is None or not self._rounds:
+            return UNKNOWN
+        return duration(self._seconds * (self._rounds - self._round))
+
+    def _say(self, text: str) -> None:
+        if not self._quiet:
+            self._console.print(escape(text), soft_wrap=True)
+
+    def _on_start(self, event: Event) -> None:
+        self._rounds = event["rounds"]
+        what = f"{event['clients']} clients, {event['tasks']} tasks, {event['rounds']} rounds"
+        self._say(f"{event['name']}: {what}, seed {event['seed']}, {event.get('device', 'cpu')}")
+
+    def _on_round(self, event: Event) -> None:
+        now = time.monotonic()
+        # The first round has the start of the workers before it: count the round alone.
+        self._seconds = _mean(self._seconds, event["seconds"] if self._seconds is None else now - self._last)
+        self._last, self._round, self._tasks = now, event["round"], _tasks(event["tasks"])
+        self._loss = sum(event["loss"].values()) if event["loss"] else None
+        if event["seconds"] > 0:
+            self._rate = _mean(self._rate, event["updates"] / event["seconds"])
+
+    def _on_evaluation(self, event: Event) -> None:
+        self._round, self._accuracy = event["round"], seen_accuracy(event)
+        if self._round:
+            self._say(str(self.line()))
+
+    def _on_task_end(self, event: Event) -> None:
+        accuracy = event.get("accuracy")
+        per_task = " ".join(fraction(value) for value in accuracy) if accuracy else "absent, parameters are personal"
+        self._say(f"round {event['round']}: {_tasks(event['tasks'])} ended; accuracy per task: {per_task}")
+
+    def _on_client_error(self, event: Event) -> None:
+        self._errors.print(
+            escape(
+                f"client {event['client']} failed in round {event['round']}: {event['error']}\n{event['traceback']}"
+            ),
+            style="red",
+            soft_wrap=True,
+        )
+
+
+def _row(table: Table, name: str, value: str, note: str) -> None:
+    table.add_row(name, value, escape(note))
+
+
+def _add_clients(table: Table, results: Mapping[str, Any]) -> None:
+    spread = (results.get("clients") or {}).get("acc")
+    reason = results.get("absent", {}).get("clients.acc", "not recorded")
+    notes = ("mean accuracy of a client on its own stream", "the client that is served worst")
+    for name, key, note in zip(("clients' mean", "clients' worst"), ("mean", "worst"), notes, strict=True):
+        _row(table, name, fraction(spread[key] if spread else None), note if spread else reason)
+
+
+def _add_cost(table: Table, cost: Mapping[str, Any]) -> None:
+    per_second = cost.get("updates_per_second")
+    _row(table, "client updates", f"{cost['client_updates']:,}", f"{rate(per_second)} a second")
+    _row(table, "sent up", size(cost["bytes_up"]), "by the clients, in all")
+    _row(table, "sent down", size(cost["bytes_down"]), "to the clients, in all")
+    _row(table, "time", duration(cost["seconds"]), "of rounds, evaluation not counted")
+
+
+def table(results: Mapping[str, Any]) -> Table:
+    """Build the table of a run's figures from its results.json; what is unknown shows "-" and the reason."""
+    shown = Table(title=escape(f"{results['name']}, seed {results['seed']}: {results['status']}"), box=SIMPLE_HEAD)
+    shown.add_column("figure", no_wrap=True)
+    shown.add_column("value", justify="right", no_wrap=True)
+    shown.add_column("", style="dim")
+    for name, (key, note) in FIGURES.items():
+        value = results["metrics"].get(key)
+        _row(shown, name, fraction(value), note if value is not None else results["absent"].get(key, "not recorded"))
+    _add_clients(shown, results)
+    _add_cost(shown, results["cost"])
+    return shown

@@ -1,0 +1,74 @@
+"""What "auto" stands for. Deterministic rules, settled before the configuration is hashed: a run never times itself
+into another result.
+"""
+
+import os
+from dataclasses import replace
+
+from torch import nn
+
+import fedcl.models
+from fedcl.config import Scenario
+from fedcl.streams import Stream
+from fedcl.world import as_text, world
+
+# A dense net beyond this many parameters gains nothing from stacking on a CPU; convolutions lose.
+STACKED_PARAMETERS = 200_000
+
+
+def device(scenario: Scenario) -> str:
+    """Return "cuda" or "cpu"."""
+    if scenario.engine.device != "auto":
+        return scenario.engine.device
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def stack(scenario: Scenario, stream: Stream, device: str) -> int:
+    """Return how many clients are trained with stacked parameters, by model kind, size and device."""
+    engine = scenario.engine
+    if isinstance(engine.stack, int):
+        return engine.stack
+    data = stream.dataset
+    module = fedcl.models.make(scenario.model, tuple(data.x.shape[1:]), data.classes, scenario.seed)
+    convolutional = any(isinstance(each, nn.Conv1d | nn.Conv2d | nn.Conv3d) for each in module.modules())
+    large = sum(each.numel() for each in module.parameters()) > STACKED_PARAMETERS
+    asked = scenario.server.clients_per_round or scenario.stream.clients
+    return 1 if device == "cpu" and (convolutional or large) else min(engine.cohort, asked)
+
+
+def resolve(scenario: Scenario) -> tuple[Scenario, Stream]:
+    """Replace every "auto" that has a part in the arithmetic by its value; return the stream that was built for it."""
+    _, stream = world(as_text(scenario))
+    chosen = device(scenario)
+    engine = replace(scenario.engine, device=chosen, stack=stack(scenario, stream, chosen))
+    scenario = replace(scenario, engine=engine)
+    return scenario, stream
+
+
+def workers(scenario: Scenario) -> tuple[int, float]:
+    """Return how many Ray workers to start and the GPUs of each."""
+    engine = scenario.engine
+    share = engine.gpus_per_worker if isinstance(engine.gpus_per_worker, float | int) else None
+    if engine.device != "cuda":
+        return engine.workers if isinstance(engine.workers, int) else cores(), float(share or 0)
+    import torch
+
+    gpus = max(1, torch.cuda.device_count())
+    number = engine.workers if isinstance(engine.workers, int) else int(gpus / share) if share else gpus
+    return number, float(share if share is not None else min(1.0, gpus / number))
+
+
+def cores() -> int:
+    """Return the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def kind(scenario: Scenario) -> str:
+    """Return "ray" or "inline": Ray where a round has work for more than one worker, or a cluster is named."""
+    engine = scenario.engine
+    if engine.kind != "auto":
+        return engine.kind
+    asked = scenario.server.clients_per_round or scenario.stream.clients
+    return "ray" if engine.address or (workers(scenario)[0] > 1 and asked > 4 * engine.cohort) else "inline"

@@ -1,0 +1,149 @@
+"""The Ray grid: persistent actors, about two calls a worker and round, each with several cohorts.
+
+Weights go once a round through the object store. A cohort is a pure function of its order, so cohorts of a worker that
+died go back into the queue and Ray starts the worker anew; replies carry their cohort's number, so that neither the
+number of workers nor the order of completion has a part in the result. Flower's mods do not run on this path.
+"""
+
+import os
+from collections import Counter, deque
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from flwr.app import Error, Message
+
+from fedcl import wire
+from fedcl.engine import flower
+from fedcl.engine.grid import LocalGrid
+from fedcl.engine.worker import EMPTY, Worker
+from fedcl.errors import FederationError
+from fedcl.orders import Order, Reply
+from fedcl.streams import Stream
+
+CALLS_PER_WORKER = 2
+DEATHS = 3  # a cohort that takes this many workers with it is given up
+# One thread a worker: more workers use more cores, and the bits do not depend on the machine.
+ENVIRONMENT = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """Some cohorts that go to a worker together."""
+
+    weights: Any  # reference into the object store
+    messages: tuple[Message, ...]
+    orders: tuple[Order, ...]
+
+
+def start_ray(address: str | None) -> None:
+    """Connect to a Ray cluster, or start one on this machine; does nothing where Ray is already up."""
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    if ray.is_initialized():
+        return
+    try:
+        ray.init(address=address, include_dashboard=None if address else False, log_to_driver=True, logging_level="ERROR")
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise FederationError(f"engine.address = {address!r}: no Ray cluster answers there ({error})") from error
+
+
+class RayGrid(LocalGrid):
+    """One node whose clients are trained by Ray actors."""
+
+    def __init__(self, config: str, stream: Stream, *, workers: int, gpus: float, address: str | None) -> None:
+        super().__init__()
+        start_ray(address)
+        import ray
+
+        self._ray, self._clients = ray, stream.timeline.order.shape[0]
+        world = ray.put(stream)
+        actor = ray.remote(Worker).options(
+            num_cpus=1, num_gpus=gpus, max_restarts=-1, max_task_retries=0, runtime_env={"env_vars": ENVIRONMENT}
+        )
+        self._workers = [actor.remote(config, world) for _ in range(workers)]
+        self._idle, self._queue = deque(self._workers), deque[Call]()
+        self._running: dict[Any, tuple[Any, Call]] = {}
+        self._ready: list[Message] = []
+        self._deaths: Counter[str] = Counter()
+
+    def sees(self, token: str) -> list[tuple[int, bool]]:
+        """Wait for the workers; return each one's process id and whether it sees the file `token`."""
+        seen: list[tuple[int, bool]] = self._ray.get([worker.ready.remote(token) for worker in self._workers])
+        return seen
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Put the messages of a round into the queue, several cohorts a call, and set idle workers to work."""
+        shared: dict[int, tuple[Any, list[tuple[Message, Order]]]] = {}
+        ids = []
+        for message in messages:
+            ids.append(flower.number(message))
+            if message.metadata.message_type == "query.hello":
+                self._ready.append(Message(wire.hello(np.arange(self._clients)), reply_to=message))
+                continue
+            order: Order = wire.decode(message.content)
+            weights = id(message.content.array_records["weights"])
+            if weights not in shared:
+                shared[weights] = (self._ray.put(order.weights), [])
+            shared[weights][1].append((message, replace(order, weights=EMPTY)))
+        for reference, pairs in shared.values():
+            for part in np.array_split(np.arange(len(pairs)), min(len(pairs), CALLS_PER_WORKER * len(self._workers))):
+                chosen = [pairs[i] for i in part]
+                self._queue.append(
+                    Call(weights=reference, messages=tuple(m for m, _ in chosen), orders=tuple(o for _, o in chosen))
+                )
+        self._dispatch()
+        return ids
+
+    def _dispatch(self) -> None:
+        while self._idle and self._queue:
+            worker, call = self._idle.popleft(), self._queue.popleft()
+            self._running[worker.carry_out.remote(call.weights, call.orders)] = (worker, call)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return replies that are there; waits up to a second for the first."""
+        if not self._ready and self._running:
+            done, _ = self._ray.wait(list(self._running), num_returns=1, timeout=1.0)
+            for reference in done:
+                self._collect(reference)
+            self._dispatch()
+        wanted = set(message_ids)
+        replies = [reply for reply in self._ready if reply.metadata.reply_to_message_id in wanted]
+        self._ready = []
+        return replies
+
+    def _collect(self, reference: Any) -> None:
+        worker, call = self._running.pop(reference)
+        self._idle.append(worker)
+        try:
+            replies: list[Reply | str] = self._ray.get(reference)
+        except self._ray.exceptions.RayActorError as error:
+            self._repeat(call, error)
+            return
+        for message, reply in zip(call.messages, replies, strict=True):
+            if isinstance(reply, str):
+                self._give_up((message,), reply)
+            else:
+                self._ready.append(Message(wire.encode(reply), reply_to=message))
+
+    def _repeat(self, call: Call, error: Exception) -> None:
+        """Queue the cohorts of a worker that died again, one a call, in the same form."""
+        for message, order in zip(call.messages, call.orders, strict=True):
+            message_id = message.metadata.message_id
+            self._deaths[message_id] += 1
+            if self._deaths[message_id] >= DEATHS:
+                self._give_up((message,), f"{DEATHS} workers died on this cohort: {error}")
+            else:
+                self._queue.appendleft(Call(weights=call.weights, messages=(message,), orders=(order,)))
+
+    def _give_up(self, messages: Iterable[Message], reason: str) -> None:
+        self._ready += [Message(Error(code=2, reason=reason), reply_to=message) for message in messages]
+
+    def close(self) -> None:
+        """Stop the workers; Ray itself stays up for whoever started it."""
+        for worker in self._workers:
+            self._ray.kill(worker)
+        self._workers = []

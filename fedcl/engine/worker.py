@@ -1,0 +1,46 @@
+"""The process behind a Ray actor: one site, kept warm; orders in, replies out. Imports no Ray."""
+
+import importlib
+import os
+import traceback
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedcl.orders import Array, Order, Reply
+from fedcl.streams import Stream
+
+CARRIES_OUT = {"TrainOrder": "clients.work:train", "EvaluateOrder": "clients.evaluation:evaluate"}
+EMPTY = np.zeros(0, np.float32)
+
+
+def found(reference: str) -> Any:
+    """Return what an import string names."""
+    module, _, name = reference.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+class Worker:
+    """Carries out orders on the data that all workers of a machine share through the object store."""
+
+    def __init__(self, config: str, stream: Stream) -> None:
+        self._site = found("clients.site:make_site")(config, stream)
+
+    def ready(self, token: str) -> tuple[int, bool]:
+        """Return the process id and whether this machine sees the file `token` of the run directory."""
+        return os.getpid(), Path(token).exists()
+
+    def carry_out(self, weights: Array, orders: Sequence[Order]) -> list[Reply | str]:
+        """Carry out the orders of one call, which share the weights; an order that fails gives its traceback."""
+        return [self._carry_out(replace(order, weights=weights)) for order in orders]
+
+    def _carry_out(self, order: Order) -> Reply | str:
+        try:
+            store = found("fedcl.state:PackStore")(Path(order.folder))
+            reply: Reply = found(CARRIES_OUT[type(order).__name__])(self._site, order, store)
+            return reply
+        except Exception:  # a failed cohort is data: the server logs it with the names of its clients
+            return traceback.format_exc()

@@ -1,0 +1,77 @@
+"""What the server asks of clients and what comes back, as plain data: no Flower, no Ray, no torch.
+
+An order lists the clients of one cohort; its reply covers them all: one sum, one table with a row a client.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """Which clients, with which weights, and where their newest records lie."""
+
+    round: int
+    cohort: int
+    clients: Ints
+    packs: list[str]  # pack of each client's newest record, "" = never visited (or kept by the node itself)
+    rows: Ints
+    folder: str  # folder of the packs; "" = the node keeps the records itself
+    weights: Array  # (P,) flat
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOrder(Order):
+    """Train on each client's data of a task at its own clock."""
+
+    tasks: Ints  # global task id; -1 = all tasks at once (the joint oracle)
+    clocks: Ints
+    shared: dict[str, Array] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOrder(Order):
+    """Measure accuracy on each client's own test items of every task."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientError:
+    """A client that raised or whose answer was refused."""
+
+    client: int
+    error: str
+    traceback: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """What one cohort answers."""
+
+    round: int
+    cohort: int
+    clients: Ints  # those that the answer covers, in order
+    table: dict[str, Array]  # one entry a client: n, steps, norm, evicted, loss/NAME
+    errors: list[ClientError] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainReply(Reply):
+    """The sum of the cohort's answers and where its new records were written."""
+
+    total: Array  # (A,) flat
+    pack: str = ""
+    checksum: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateReply(Reply):
+    """Counts on the clients' own test items."""
+
+    correct: Ints  # (clients, tasks)
+    items: Ints  # (clients, tasks)

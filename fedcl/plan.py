@@ -1,0 +1,86 @@
+"""One round's plan: who trains on what, in which cohort. A function of the round, the clients' visits and the keys.
+
+The plan decides the arithmetic, not the machine: clients are sorted by steps (ties by client), cut into cohorts of
+fixed size, and totals are added in the order of the cohorts, wherever they were trained.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedcl.streams import Stream
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cohort:
+    """The unit of scheduling, reply, retry and summation."""
+
+    number: int
+    node: int
+    clients: Ints
+    tasks: Ints
+    clocks: Ints
+
+
+def available(stream: Stream, round: int, visits: Ints) -> Ints:
+    """Return the clients that have something to train on in this round, ascending."""
+    clocks = stream.timeline.clocks(round, visits)
+    tasks = stream.timeline.tasks(stream.timeline.positions(clocks))
+    clients = np.flatnonzero(tasks >= 0)
+    return clients[stream.train.count[clients, tasks[clients]] > 0]
+
+
+def plan_round(
+    stream: Stream, round: int, visits: Ints, chosen: Ints, nodes: Ints, *, cohort: int, epochs: int, batch: int, joint: bool
+) -> list[Cohort]:
+    """Cut the chosen clients into cohorts.
+
+    Args:
+        visits: (clients,) visits of every client so far.
+        chosen: clients that take part.
+        nodes: (clients,) the node that hosts each client.
+
+    Returns:
+        Cohorts of at most `cohort` clients of one node, in descending order of steps inside each node.
+    """
+    clocks = stream.timeline.clocks(round, visits)[chosen]
+    tasks = stream.timeline.tasks(stream.timeline.positions(stream.timeline.clocks(round, visits)))[chosen]
+    if joint:
+        tasks = np.full_like(tasks, -1)
+    steps = epochs * -(-stream.sizes(chosen, tasks, clocks) // batch)
+    order = np.lexsort((chosen, -steps, nodes[chosen]))
+    cohorts: list[Cohort] = []
+    for node in np.unique(nodes[chosen]):
+        mine = order[nodes[chosen][order] == node]
+        for begin in range(0, len(mine), cohort):
+            rows = mine[begin : begin + cohort]
+            cohorts.append(
+                Cohort(number=len(cohorts), node=int(node), clients=chosen[rows], tasks=tasks[rows], clocks=clocks[rows])
+            )
+    return cohorts
+
+
+def leavers(stream: Stream, round: int, before: Ints, after: Ints) -> tuple[Ints, Ints]:
+    """Return the clients whose time at a task ends with this round, and that task of each.
+
+    Args:
+        before, after: (clients,) visits of every client before and after the round.
+    """
+    timeline = stream.timeline
+    old = timeline.positions(timeline.clocks(round, before))
+    new = timeline.positions(timeline.clocks(round + 1, after))
+    clients = np.flatnonzero(timeline.finished(old, new))
+    return clients, timeline.order[clients, old[clients]]
+
+
+def completed(stream: Stream, round: int, visits: Ints) -> NDArray[np.bool_]:
+    """Return which tasks (tasks,) nobody who has them will meet again after this round."""
+    timeline = stream.timeline
+    position = timeline.positions(timeline.clocks(round + 1, visits))
+    ahead = (timeline.order >= 0) & (np.arange(timeline.order.shape[1]) >= position[:, None])
+    open_tasks = np.zeros(len(stream.tasks), np.bool_)
+    open_tasks[timeline.order[ahead]] = True
+    return ~open_tasks

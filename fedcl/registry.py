@@ -1,0 +1,119 @@
+"""What can be chosen by name: one plain dictionary per kind, then entry points, then `package.module:Name`.
+
+Built-in parts are named by import string, so that listing them imports nothing and the layers stay apart
+(fedcl never imports clients or server; it only finds them when a scenario asks for one of their parts).
+"""
+
+import importlib
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from fedcl.errors import ConfigError, nearest
+
+BUILT_IN: dict[str, dict[str, str]] = {
+    "datasets": {
+        "digits": "fedcl.streams.datasets:Digits",
+        "synthetic": "fedcl.streams.datasets:Synthetic",
+        "mnist": "fedcl.streams.idx:MNIST",
+        "fashion-mnist": "fedcl.streams.idx:FashionMNIST",
+    },
+    "partitions": {
+        "iid": "fedcl.streams.partition:IID",
+        "dirichlet": "fedcl.streams.partition:Dirichlet",
+        "shards": "fedcl.streams.partition:Shards",
+    },
+    "schedules": {
+        "synchronous": "fedcl.streams.schedule:Synchronous",
+        "own": "fedcl.streams.schedule:Own",
+        "explicit": "fedcl.streams.schedule:Explicit",
+    },
+    "models": {
+        "linear": "fedcl.models.dense:Linear",
+        "mlp": "fedcl.models.dense:MLP",
+        "cnn": "fedcl.models.conv:CNN",
+        "resnet18": "fedcl.models.conv:ResNet18",
+    },
+    "client_methods": {
+        "finetune": "clients.methods:Finetune",
+        "er": "clients.methods:ER",
+        "der": "clients.methods:DER",
+        "derpp": "clients.methods:DERpp",
+        "fedprox": "clients.methods:FedProx",
+    },
+    "memories": {
+        "reservoir": "clients.memories.reservoir:Reservoir",
+        "class-balanced": "clients.memories.class_balanced:ClassBalanced",
+    },
+    "optimizers": {"sgd": "clients.optimizers:SGD", "adam": "clients.optimizers:Adam"},
+    "server_methods": {
+        "fedavg": "server.methods.fedavg:FedAvg",
+        "single-task": "server.methods.single_task:SingleTask",
+    },
+    "server_optimizers": {
+        "sgd": "server.optimizers:SGD",
+        "fedavgm": "server.optimizers:FedAvgM",
+        "fedadam": "server.optimizers:FedAdam",
+    },
+    "selections": {"uniform": "server.selection:Uniform"},
+}
+# The key that chooses within a part, as users write it: partition: {kind: dirichlet}, model: {name: mlp}.
+CHOOSER = {"partitions": "kind", "schedules": "kind", "memories": "policy"}
+# Entry-point groups for outside packages.
+GROUPS = {kind: f"fedcl.{kind}" for kind in BUILT_IN}
+
+
+def chooser(kind: str) -> str:
+    """Return the key that holds the name inside a part of `kind`."""
+    return CHOOSER.get(kind, "name")
+
+
+@cache
+def outside(kind: str) -> dict[str, EntryPoint]:
+    """Return the entry points that installed packages offer for `kind`, by name."""
+    return {point.name: point for point in entry_points(group=GROUPS[kind])}
+
+
+def names(kind: str) -> list[str]:
+    """Return every name that can be chosen for `kind`: built-in first, then outside packages."""
+    return [*BUILT_IN[kind], *(name for name in outside(kind) if name not in BUILT_IN[kind])]
+
+
+def _import(reference: str, kind: str) -> Any:
+    module, _, attribute = reference.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"cannot import {reference!r} ({kind}): {error}") from error
+
+
+def find(kind: str, name: str) -> Any:
+    """Return the class registered as `name` in `kind`.
+
+    Args:
+        kind: one of the keys of `BUILT_IN`.
+        name: a built-in name, an entry point's name, or `package.module:Name`.
+
+    Raises:
+        ConfigError: nothing has that name, or its module cannot be imported.
+    """
+    if name in BUILT_IN[kind]:
+        return _import(BUILT_IN[kind][name], kind)
+    if name in outside(kind):
+        return _import(outside(kind)[name].value, kind)
+    if ":" in name:
+        return _import(name, kind)
+    raise ConfigError(f"unknown {kind[:-1].replace('_', ' ')} {name!r}{nearest(name, names(kind))}")
+
+
+def name_of(kind: str, chosen: object) -> str:
+    """Return a name that `find` turns back into the class of `chosen`."""
+    cls = type(chosen)
+    reference = f"{cls.__module__}:{cls.__qualname__}"
+    for name, known in BUILT_IN[kind].items():
+        if known == reference:
+            return name
+    for name, point in outside(kind).items():
+        if point.value == reference:
+            return name
+    return reference

@@ -1,0 +1,272 @@
+"""What a run directory holds, turned into what its page shows: words, numbers as text, and charts."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedcl.errors import ConfigError
+from fedcl.report import svg, text
+from fedcl.results import FIGURES, SCHEMA, Log, client_figures, collect, read_events, summarise
+
+# What each figure is called, what it says, and whether it is a difference of accuracies.
+MEANING: dict[str, tuple[str, str, bool]] = {
+    "acc": ("ACC", "mean accuracy on all tasks after the last one", False),
+    "aia": ("AIA", "mean over task ends, on the tasks so far", False),
+    "forgetting": ("Forgetting", "best since learnt minus last, old tasks", True),
+    "bwt": ("BWT", "last minus when just learnt, old tasks", True),
+    "fwt": ("FWT", "accuracy before a task is learnt minus the fresh model's", True),
+    "plasticity": ("Plasticity", "accuracy of each task when just learnt", False),
+    "first_minus_last": ("First − last", "when just learnt minus last, old tasks", True),
+    "intransigence": ("Intransigence", "joint training minus when just learnt", True),
+    "pm": ("PM", "performance maintenance: mean change since learnt", True),
+    "min_acc": ("min-ACC", "lowest accuracy since learnt, old tasks", False),
+    "wc_acc": ("WC-ACC", "worst case: current task and old tasks' minima", False),
+    "a_auc": ("A-AUC", "any-time: mean over evaluations, tasks begun so far", False),
+    "wf10": ("WF-10", "largest drop within 10 evaluations", True),
+    "wp10": ("WP-10", "largest rise within 10 evaluations", True),
+}
+STATUS = {"finished": "✓", "running": "●", "stopped": "■", "failed": "✕"}
+MOST_ERRORS = 20
+LOG_TAIL = 20_000
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table of figures: `absent` is the reason where there is no value."""
+
+    name: str
+    value: str
+    meaning: str = ""
+    absent: str = ""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Client errors of one kind."""
+
+    error: str
+    times: int
+    clients: str
+    first: Any
+    traceback: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as its directory tells it."""
+
+    directory: Path
+    results: dict[str, Any]
+    log: Log
+    config: str
+    error_log: str
+
+    @property
+    def name(self) -> str:
+        """The scenario's name."""
+        return str(self.results.get("name") or self.directory.name)
+
+    @property
+    def status(self) -> str:
+        """One of the known states of a run, as a safe CSS class."""
+        status = str(self.results.get("status"))
+        return status if status in STATUS else "running"
+
+    @property
+    def sign(self) -> str:
+        """The status as a sign, for those who do not see its colour."""
+        return STATUS[self.status]
+
+    @property
+    def facts(self) -> str:
+        """The size of the federation in one line."""
+        start = self.log.start
+        words = (f"{text.count(start.get(each))} {each}" for each in ("clients", "tasks", "rounds"))
+        return " · ".join((*words, f"seed {self.results.get('seed')}"))
+
+    @property
+    def repeat(self) -> str:
+        """The command that repeats the run from its resolved configuration."""
+        return f"fedcl run {self.directory / 'config.yaml'}"
+
+    def figure(self, name: str) -> str:
+        """Return a global figure as text."""
+        value = _block(self.results, "metrics").get(name)
+        return text.points(value) if MEANING[name][2] else text.percent(value)
+
+    def client(self, figure: str, part: str) -> str:
+        """Return a part (mean, std, worst, worst10) of the spread of the clients' own figure as text."""
+        value = _block(_block(self.results, "clients"), figure).get(part)
+        return text.points(value) if figure == "forgetting" or part == "std" else text.percent(value)
+
+    def cost(self, name: str) -> Any:
+        """Return one entry of the cost block, None if it is not there."""
+        return _block(self.results, "cost").get(name)
+
+    def absent(self, name: str) -> str:
+        """Return why a figure is absent, "" if it is not."""
+        return str(_block(self.results, "absent").get(name) or "")
+
+    @cached_property
+    def figures(self) -> list[Row]:
+        """Every global figure, with its reason where it is absent."""
+        return [Row(MEANING[n][0], self.figure(n), MEANING[n][1], self.absent(n)) for n in FIGURES]
+
+    @cached_property
+    def fairness(self) -> list[tuple[str, list[str], str]]:
+        """The spread of the clients' own figures: name, mean, std, worst 10 %, worst; or the reason."""
+        parts = ("mean", "std", "worst10", "worst")
+        rows = (("accuracy", "acc"), ("forgetting", "forgetting"))
+        return [(title, [self.client(n, each) for each in parts], self.absent(f"clients.{n}")) for title, n in rows]
+
+    @cached_property
+    def costs(self) -> list[Row]:
+        """What the run took."""
+        up, down, updates = (self.cost(name) for name in ("bytes_up", "bytes_down", "client_updates"))
+        each = updates if text.number(updates) else None
+        return [
+            Row("rounds", text.count(self.cost("rounds"))),
+            Row("client updates", text.count(updates), f"{text.count(self.cost('steps'))} steps"),
+            Row("time in rounds", text.duration(self.cost("seconds")), _rate(self.cost("updates_per_second"))),
+            Row("evaluation", text.duration(self.cost("evaluation_seconds")), "counted apart"),
+            Row("checkpoints", text.duration(self.cost("checkpoint_seconds")), "counted apart"),
+            Row("bytes up", text.size(up), f"{text.size(up / each)} an update" if each and up else ""),
+            Row("bytes down", text.size(down), f"{text.size(down / each)} an update" if each and down else ""),
+            Row("failed updates", text.count(self.cost("failed"))),
+        ]
+
+    @cached_property
+    def identity(self) -> list[Row]:
+        """What says that two runs are the same."""
+        names = ("config_hash", "weights_sha256", "state_sha256", "clients_sha256", "device", "stack", "cohort")
+        rows = [Row(n, str(self.results.get(n) or text.DASH), "", self.absent(n)) for n in names]
+        versions = ", ".join(f"{name} {version}" for name, version in _block(self.results, "versions").items())
+        return [*rows, Row("versions", versions or text.DASH)]
+
+    @cached_property
+    def failures(self) -> list[Failure]:
+        """Client errors, those with the same words together, most frequent first."""
+        groups: dict[str, list[dict[str, Any]]] = {}
+        for event in self.log.errors:
+            groups.setdefault(str(event.get("error")), []).append(event)
+        ordered = sorted(groups.items(), key=lambda item: -len(item[1]))
+        return [_failure(error, events) for error, events in ordered]
+
+    @cached_property
+    def matrix_chart(self) -> str:
+        """The accuracy matrix as a heat map, "" where there is none."""
+        ends = self.log.ends
+        if self.absent("accuracy_matrix") or not ends.tasks:
+            return ""
+        matrix = [[None if np.isnan(v) else float(v) for v in row] for row in ends.matrix]
+        return svg.heat_map(matrix, ends.ended, ends.tasks, f"accuracy matrix of {self.name}")
+
+    @cached_property
+    def accuracy_chart(self) -> str:
+        """Accuracy of the global model on every task over rounds, task ends marked; "" where there is none."""
+        rounds, series = self.log.series
+        if len(rounds) < 2:
+            return ""
+        lines = [svg.Line(f"T{task}", _points(rounds, series[:, task])) for task in range(series.shape[1])]
+        return svg.line_chart(lines, f"accuracy of each task over rounds, {self.name}", self.marks)
+
+    @cached_property
+    def marks(self) -> list[tuple[float, str]]:
+        """The ends of tasks, for charts over rounds."""
+        ends = self.log.ends
+        return [(float(round), f"T{task}") for round, task in zip(ends.rounds, ends.ended, strict=True)]
+
+    @cached_property
+    def mean_line(self) -> list[tuple[float, float | None]]:
+        """Mean accuracy on the tasks begun so far, at each evaluation."""
+        points = []
+        for round, event in sorted(self.log.evaluations.items()):
+            pairs = zip(event.get("accuracy") or (), event.get("started") or (), strict=False)
+            known = [value for value, started in pairs if started and value is not None]
+            if known:
+                points.append((float(round), float(np.mean(known))))
+        return points
+
+    @cached_property
+    def cost_line(self) -> list[tuple[float, float | None]]:
+        """The same accuracy against the megabytes sent by then, both ways."""
+        sent, total = {0: 0.0}, 0.0
+        for round, event in sorted(self.log.rounds.items()):
+            total += event.get("bytes_up", 0) + event.get("bytes_down", 0)
+            sent[round] = total / 1e6
+        return [(sent[int(round)], value) for round, value in self.mean_line if int(round) in sent]
+
+    @cached_property
+    def clients_chart(self) -> str:
+        """Every client's own accuracy, worst to best; "" where there is none."""
+        values = client_figures(self.log)["acc"]
+        if self.absent("clients.acc") or not values:
+            return ""
+        mean = float(np.mean(list(values.values())))
+        return svg.ranking({str(c): v for c, v in values.items()}, mean, f"accuracy of each client, {self.name}")
+
+    @cached_property
+    def loss_chart(self) -> str:
+        """The terms of the clients' loss over rounds; "" where there is none."""
+        terms: dict[str, list[tuple[float, float | None]]] = {}
+        for round, event in sorted(self.log.rounds.items()):
+            for name, value in (event.get("loss") or {}).items():
+                terms.setdefault(str(name), []).append((float(round), text.number(value)))
+        lines = [svg.Line(name, points) for name, points in terms.items()]
+        label = f"training loss over rounds, {self.name}"
+        return svg.line_chart(lines, label, self.marks, fractions=False) if lines else ""
+
+
+def _block(values: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return a block of results.json; a missing, absent or damaged one is empty."""
+    block = values.get(name)
+    return block if isinstance(block, dict) else {}
+
+
+def _rate(value: Any) -> str:
+    return f"{text.count(value)} updates a second" if text.number(value) else ""
+
+
+def _points(rounds: list[int], values: Any) -> list[tuple[float, float | None]]:
+    return [(float(r), None if np.isnan(v) else float(v)) for r, v in zip(rounds, values, strict=True)]
+
+
+def _failure(error: str, events: list[dict[str, Any]]) -> Failure:
+    clients = sorted({event.get("client") for event in events}, key=str)
+    first = events[0]
+    return Failure(error, len(events), text.some(clients), first.get("round"), str(first.get("traceback") or ""))
+
+
+def _optional(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
+def _recorded(directory: Path) -> dict[str, Any] | None:
+    """Return results.json if it is there, whole and of a known schema."""
+    try:
+        results = json.loads(_optional(directory / "results.json"))
+    except json.JSONDecodeError:
+        return None
+    return results if isinstance(results, dict) and results.get("schema") == SCHEMA else None
+
+
+def read_run(directory: Path) -> Run:
+    """Read a run directory; a run without results.json (killed, or still running) is summarised from its events.
+
+    Raises:
+        ConfigError: there is no events.jsonl, or it is damaged.
+    """
+    path = directory / "events.jsonl"
+    if not path.is_file():
+        raise ConfigError(f"{str(directory)!r} holds no run: it has no events.jsonl; name the folder that fedcl run wrote")
+    try:
+        log = collect(read_events(path))
+        results = _recorded(directory) or summarise({"name": directory.name}, read_events(path))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{str(path)!r} is damaged ({error!r}): restore it, or leave {directory.name!r} out") from error
+    error_log = _optional(directory / "error.log")[-LOG_TAIL:]
+    return Run(directory, results, log, _optional(directory / "config.yaml"), error_log)

@@ -1,0 +1,347 @@
+"""results.json: every figure of a run from its events alone, finished or not. An absent figure is null with its reason.
+
+Accuracies are fractions in [0, 1]. Global figures follow the global model on each task's central test items; rows of
+`accuracy_matrix` are the ends of tasks in order of (round, task), columns the tasks in the same order (`task_order`).
+Tasks that end in the same round share one model: figures count that moment once, and none of them is older.
+A client's own figures are measured on its own test items at its own task ends, with the weights it would use.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedcl import metrics
+from fedcl.metrics import Indices, Matrix
+
+Event = dict[str, Any]
+SCHEMA = 1
+WINDOW = 10  # evaluation points in the window of wf10 and wp10
+FEW_CLIENTS = 100  # up to here every client's own matrix is kept
+JOINT = "joint training has no task ends"
+PERSONAL = "parameters are personal: see clients"
+HASHES = ("weights_sha256", "state_sha256", "clients_sha256")
+UNKNOWN = "not every task's accuracy is known: a task has no test items, or the last round was not evaluated"
+END_FIGURES = (
+    *("aia", "forgetting", "bwt", "fwt", "plasticity", "first_minus_last"),
+    *("intransigence", "pm", "min_acc", "wc_acc"),
+)
+FIGURES = ("acc", *END_FIGURES, "a_auc", "wf10", "wp10")
+# Figures that compare two moments: with one end of tasks (or all in one round) there is nothing to compare.
+COMPARING = ("forgetting", "bwt", "fwt", "first_minus_last", "pm", "min_acc")
+
+
+@dataclass(frozen=True)
+class Ends:
+    """What was known at the ends of tasks, of the global model or of one client.
+
+    Attributes:
+        tasks: columns: task ids in the order in which they first ended.
+        rounds: the round of each row.
+        ended: the task that ended at each row. A task that comes back has a row for each of its ends, and one column.
+        matrix: (rows, columns) accuracies, NaN where unknown.
+    """
+
+    tasks: list[int]
+    rounds: list[int]
+    ended: list[int]
+    matrix: Matrix
+
+    @cached_property
+    def moments(self) -> tuple[Matrix, Indices]:
+        """One row for each round in which tasks ended, and for each column the row at which it was first learnt."""
+        rounds, last = np.unique(self.rounds[::-1], return_index=True)
+        first = [self.rounds[self.ended.index(task)] for task in self.tasks]
+        return self.matrix[::-1][last], np.searchsorted(rounds, first)
+
+    def known(self) -> "Ends":
+        """Leave out the columns of tasks that have no test item at all (never an accuracy); every row stays."""
+        some = np.flatnonzero(~np.isnan(self.matrix).all(axis=0))
+        return Ends([self.tasks[i] for i in some], self.rounds, self.ended, self.matrix[:, some])
+
+
+def _accuracies(values: Sequence[float | None] | None) -> list[float] | None:
+    return None if values is None else [math.nan if value is None else float(value) for value in values]
+
+
+def _table(rows: Sequence[Any]) -> Matrix:
+    return np.array(rows, np.float64).reshape(len(rows), len(rows[0]) if rows else 0)
+
+
+def _ends(records: Iterable[tuple[int, int, list[float] | None]]) -> Ends:
+    """Build `Ends` from (round, task, accuracy on every task or None) in order; unknown accuracies leave no row."""
+    rows = [(round, task, accuracy) for round, task, accuracy in records if accuracy is not None]
+    tasks = list(dict.fromkeys(task for _, task, _ in rows))
+    matrix = _table([[accuracy[task] for task in tasks] for _, _, accuracy in rows])
+    return Ends(tasks, [row[0] for row in rows], [row[1] for row in rows], matrix)
+
+
+@dataclass(frozen=True)
+class Log:
+    """The events of a run, one record a round (a round that was repeated after a resume counts once, its last time)."""
+
+    start: Event = field(default_factory=dict)
+    end: Event = field(default_factory=dict)
+    rounds: dict[int, Event] = field(default_factory=dict)
+    evaluations: dict[int, Event] = field(default_factory=dict)
+    checkpoints: dict[int, Event] = field(default_factory=dict)
+    task_ends: dict[tuple[int, int], list[float] | None] = field(default_factory=dict)
+    client_ends: dict[tuple[int, int], tuple[int, list[float] | None]] = field(default_factory=dict)
+    errors: list[Event] = field(default_factory=list)
+
+    @property
+    def status(self) -> str:
+        """Return what the end event says; "running" without one, or when the run went on after it."""
+        return str(self.end.get("status", "finished")) if self.end else "running"
+
+    @property
+    def last_round(self) -> int:
+        """Return the last round whose answers were aggregated, 0 for none."""
+        return max(self.rounds, default=0)
+
+    @cached_property
+    def trained(self) -> set[int]:
+        """Task ids that some client has trained on."""
+        return {task for event in self.rounds.values() for task in event.get("tasks", ()) if task >= 0}
+
+    @cached_property
+    def ends(self) -> Ends:
+        """The global model at the ends of tasks."""
+        return _ends((round, task, accuracy) for (round, task), accuracy in sorted(self.task_ends.items()))
+
+    @cached_property
+    def clients(self) -> dict[int, Ends]:
+        """Each client at its own task ends, on its own test items."""
+        own: dict[int, list[tuple[int, int, list[float] | None]]] = {}
+        for (round, client), (task, accuracy) in sorted(self.client_ends.items()):
+            own.setdefault(client, []).append((round, task, accuracy))
+        return {client: _ends(records) for client, records in sorted(own.items())}
+
+    @cached_property
+    def series(self) -> tuple[list[int], Matrix]:
+        """The rounds at which the global model was evaluated, and its accuracies (points, tasks)."""
+        points = {round: accuracy for (round, _), accuracy in self.task_ends.items()}
+        points |= {round: _accuracies(event["accuracy"]) for round, event in self.evaluations.items()}
+        known = {round: points[round] for round in sorted(points) if points[round] is not None}
+        return list(known), _table(list(known.values()))
+
+
+def collect(events: Iterable[Event]) -> Log:
+    """Sort events into a `Log`. Unknown kinds of events are left out."""
+    log: dict[str, Any] = {"start": {}, "end": {}, **{name: {} for name in ("rounds", "evaluations", "checkpoints")}}
+    task_ends: dict[tuple[int, int], list[float] | None] = {}
+    client_ends: dict[tuple[int, int], tuple[int, list[float] | None]] = {}
+    errors = []
+    for event in events:
+        kind = event.get("event")
+        if kind in ("start", "end"):
+            log[kind] = event
+        elif kind in ("round", "evaluation", "checkpoint"):
+            log[f"{kind}s"][event["round"]] = event
+        elif kind == "task_end":
+            task_ends |= {(event["round"], task): _accuracies(event["accuracy"]) for task in event["tasks"]}
+        elif kind == "client_task_end":
+            for client, task, accuracy in zip(event["clients"], event["tasks"], event["accuracy"], strict=True):
+                client_ends[event["round"], client] = task, _accuracies(accuracy)
+        elif kind == "client_error":
+            errors.append(event)
+        if kind in ("start", "round"):
+            log["end"] = {}  # the run was resumed
+    return Log(**log, task_ends=task_ends, client_ends=client_ends, errors=errors)
+
+
+def read_events(path: Path) -> Iterator[Event]:
+    """Yield the events of a run's events.jsonl; a torn last line (the run was killed while writing it) is left out."""
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            if line.endswith("\n") and line.strip():
+                yield json.loads(line)
+
+
+def _end_figures(log: Log) -> dict[str, float]:
+    """Figures of the accuracy matrix, and of the evaluations since each task was learnt."""
+    a, learnt = log.ends.moments
+    points, series = log.series
+    fresh = series[0] if points[0] == 0 else np.full(series.shape[1], np.nan)
+    tasks = log.ends.tasks
+    since = np.searchsorted(points, np.unique(log.ends.rounds)[learnt])
+    return {
+        "acc": metrics.acc(a),
+        "aia": metrics.aia(a, learnt),
+        "forgetting": metrics.forgetting(a, learnt),
+        "bwt": metrics.bwt(a, learnt),
+        "fwt": metrics.fwt(a, fresh[tasks], learnt),
+        "plasticity": metrics.plasticity(a, learnt),
+        "first_minus_last": metrics.first_minus_last(a, learnt),
+        "pm": metrics.pm(a, learnt),
+        "min_acc": metrics.min_acc(series[: since.max() + 1, tasks], since),
+        "wc_acc": metrics.wc_acc(series[: since.max() + 1, tasks], since),
+    }
+
+
+def _series_figures(log: Log) -> dict[str, float]:
+    """Figures of the evaluations alone; `a_auc` takes only those that are evenly spaced."""
+    points, series = log.series
+    tasks, every = sorted(log.trained), log.start.get("evaluation_every") or 0
+    even = [i for i, round in enumerate(points) if every and round and round % every == 0 and round in log.evaluations]
+    seen = _table([log.evaluations[points[i]]["started"] for i in even]).astype(bool)
+    return {
+        "a_auc": metrics.a_auc(series[even], seen),
+        "wf10": metrics.wf(series[:, tasks], WINDOW),
+        "wp10": metrics.wp(series[:, tasks], WINDOW),
+    }
+
+
+def _final_accuracy(log: Log) -> float:
+    """Return the mean accuracy of the last round's model on the tasks of the stream."""
+    points, series = log.series
+    if not points or points[-1] != log.last_round:
+        return math.nan
+    return metrics.acc(series[:, sorted(log.trained)] if log.trained else series)
+
+
+def _unfinished(log: Log) -> str | None:
+    if log.status == "finished":
+        return None
+    return f"the run has not finished: {log.status} after round {log.last_round} of {log.start.get('rounds', '?')}"
+
+
+def _global_figures(log: Log) -> tuple[dict[str, float], dict[str, str]]:
+    """Return the figures that could be computed (NaN: could not after all) and the reasons of the others."""
+    blanket = (PERSONAL if log.start.get("personal") else None) or _unfinished(log)
+    if blanket:
+        return {}, dict.fromkeys(FIGURES, blanket)
+    if log.start.get("joint"):
+        return {"acc": _final_accuracy(log)}, dict.fromkeys(FIGURES[1:], JOINT)
+    left = sorted(log.trained - set(log.ends.tasks))
+    series = _series_figures(log) if log.series[0] else {}
+    if not left and log.ends.tasks:
+        return series | _end_figures(log), {}
+    reason = f"not every client has finished its task {', '.join(map(str, left))}" if left else "no task was trained"
+    return series | {"acc": _final_accuracy(log)}, dict.fromkeys(END_FIGURES, reason)
+
+
+def _reason(name: str, log: Log) -> str:
+    """Say why a figure stayed unknown although the run finished and all its tasks ended."""
+    points, _ = log.series
+    reasons = {
+        "intransigence": "needs the accuracies of a run with joint training",
+        "a_auc": "needs evaluations between task ends (evaluate.every)",
+        "fwt": "needs an evaluation of the fresh model (round 0)" if 0 not in points else UNKNOWN,
+        "wf10": "needs at least two evaluations" if len(points) < 2 else UNKNOWN,
+        "wp10": "needs at least two evaluations" if len(points) < 2 else UNKNOWN,
+    }
+    if name in COMPARING and len(set(log.ends.rounds)) < 2:
+        return "needs tasks that end in at least two different rounds"
+    return reasons.get(name, UNKNOWN)
+
+
+def client_figures(log: Log) -> dict[str, dict[int, float]]:
+    """Return for "acc" and "forgetting" each client's own figure, clients where it is unknown left out.
+
+    A client's tasks without a test item of its own are left out; its figures are those at its own last task end.
+    """
+    figures: dict[str, dict[int, float]] = {"acc": {}, "forgetting": {}}
+    for client, ends in log.clients.items():
+        a, learnt = ends.known().moments
+        figures["acc"][client] = metrics.acc(a)
+        figures["forgetting"][client] = metrics.forgetting(a, learnt)
+    return {name: {c: v for c, v in values.items() if not math.isnan(v)} for name, values in figures.items()}
+
+
+def _plain(values: NDArray[Any]) -> list[Any]:
+    """Return an array as nested lists with None for NaN, as JSON has no NaN."""
+    return [_plain(each) for each in values] if values.ndim > 1 else [_number(float(v)) for v in values]
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _clients(log: Log, absent: dict[str, str]) -> dict[str, Any]:
+    """Return the spread of the clients' own figures and, of few clients, their matrices; add reasons to `absent`."""
+    result: dict[str, Any] = {}
+    for name, values in client_figures(log).items():
+        reason = (JOINT if log.start.get("joint") else None) or _unfinished(log)
+        if reason is None and not values:
+            reason = f"no client finished {'a task' if name == 'acc' else 'two tasks'} of which it has test items"
+        spread = metrics.fairness(np.array(list(values.values())), higher_is_better=name == "acc")
+        result[name] = None if reason else asdict(spread)
+        if reason:
+            absent[f"clients.{name}"] = reason
+    if log.start.get("clients", 0) <= FEW_CLIENTS:
+        own = {str(client): {"tasks": ends.tasks, "ended": ends.ended} for client, ends in log.clients.items()}
+        result["matrices"] = {c: {**own[c], "matrix": _plain(log.clients[int(c)].matrix)} for c in own}
+    return result
+
+
+def _cost(log: Log) -> dict[str, Any]:
+    def total(name: str, events: Iterable[Event]) -> Any:
+        return sum(event.get(name, 0) for event in events)
+
+    rounds = log.rounds.values()
+    updates, seconds = total("updates", rounds), float(total("seconds", rounds))
+    return {
+        "rounds": len(rounds),
+        "client_updates": updates,
+        "steps": total("steps", rounds),
+        "bytes_up": total("bytes_up", rounds),
+        "bytes_down": total("bytes_down", rounds),
+        "seconds": seconds,
+        "updates_per_second": updates / seconds if seconds > 0 else None,
+        "evaluation_seconds": float(total("seconds", log.evaluations.values())),
+        "checkpoint_seconds": float(total("seconds", log.checkpoints.values())),
+        "failed": total("failed", rounds),
+        "evicted": total("evicted", rounds),
+    }
+
+
+def _hashes(log: Log, absent: dict[str, str]) -> dict[str, str | None]:
+    for name in HASHES:
+        if log.end.get(name) is None:
+            absent[name] = log.end.get(f"{name}_absent") or _unfinished(log) or "not recorded"
+    return {name: log.end.get(name) for name in HASHES}
+
+
+def summarise(config: dict[str, Any], events: Iterable[Event]) -> dict[str, Any]:
+    """Compute results.json (schema 1) from a run's resolved configuration and its events, however far it came.
+
+    Args:
+        config: the resolved configuration; names the run where there is no start event yet.
+        events: the events in the order in which they were written.
+
+    Returns:
+        JSON-able values only: an unknown number is None, with its reason in "absent" under the figure's name.
+    """
+    log = collect(events)
+    figures, absent = _global_figures(log)
+    for name in FIGURES:
+        if name not in absent and math.isnan(figures.get(name, math.nan)):
+            absent[name] = _reason(name, log)
+    matrix_absent = PERSONAL if log.start.get("personal") else JOINT if log.start.get("joint") else None
+    if matrix_absent:
+        absent["accuracy_matrix"] = matrix_absent
+    return {
+        "schema": SCHEMA,
+        "status": log.status,
+        "name": log.start.get("name", config.get("name")),
+        "seed": log.start.get("seed", config.get("seed")),
+        "command": log.start.get("command"),
+        "config_hash": log.start.get("config_hash"),
+        "metrics": {name: None if name in absent else figures[name] for name in FIGURES},
+        "accuracy_matrix": None if matrix_absent else _plain(log.ends.matrix),
+        "task_order": log.ends.tasks,
+        "task_end_rounds": log.ends.rounds,
+        "clients": _clients(log, absent),
+        "evaluation_every": log.start.get("evaluation_every"),
+        "cost": _cost(log),
+        **_hashes(log, absent),
+        **{name: log.start.get(name) for name in ("device", "stack", "cohort", "versions")},
+        "absent": absent,
+    }

@@ -1,0 +1,102 @@
+"""The run directory: what to run and where, its first event, and the files that stand beside the journal."""
+
+import platform
+import time
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from fedcl import config
+from fedcl.answers import Tensors
+from fedcl.config import Scenario
+from fedcl.engine.choice import resolve
+from fedcl.errors import ConfigError
+from fedcl.journal import read_events, write_json
+from fedcl.results import summarise
+from fedcl.streams import Stream
+
+# Who is told of every event while a run goes on in this process (the console).
+LISTENERS: ContextVar[tuple[Callable[[dict[str, Any]], None], ...]] = ContextVar("listeners", default=())
+# The command line that started the run, kept with its results.
+COMMAND: ContextVar[str] = ContextVar("command", default="")
+
+
+def default_folder(scenario: Scenario) -> Path:
+    """Return runs/NAME/YYYYMMDD-HHMMSS-hash, under the current folder."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / scenario.name / f"{stamp}-{config.config_hash(scenario)[:8]}"
+
+
+def create(scenario: Scenario, folder: Path | None) -> Path:
+    """Create a run directory with its config.yaml.
+
+    Raises:
+        ConfigError: there is a run in it already, or it cannot be written.
+    """
+    folder = (folder or default_folder(scenario)).absolute()
+    if (folder / "config.yaml").exists():
+        raise ConfigError(f"{str(folder)!r} holds a run already: fedcl run --resume {folder}, or another --out")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(config.as_dict(scenario), sort_keys=False, allow_unicode=True)
+        (folder / "config.yaml").write_text(text)
+    except OSError as error:
+        raise ConfigError(f"--out {str(folder)!r}: cannot be written ({error})") from error
+    return folder
+
+
+def asked(run_config: Mapping[str, Any]) -> tuple[Scenario, Path]:
+    """Return what a Flower run is to do and its run directory.
+
+    `fedcl run` names a run directory that is there (`directory`); `flwr run` names a `scenario`, `overrides` (one text,
+    separated by spaces) and perhaps `out`.
+    """
+    directory = run_config.get("directory")
+    if directory:
+        folder = Path(str(directory))
+        return config.load(str(folder / "config.yaml")), folder
+    overrides = str(run_config.get("overrides") or "").split()
+    scenario, _ = resolve(config.load(str(run_config.get("scenario") or "split-digits"), overrides))
+    out = run_config.get("out")
+    return scenario, create(scenario, Path(str(out)) if out else None)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that results may depend on."""
+    found = {"python": platform.python_version()}
+    for package in ("fedcl", "torch", "numpy", "flwr", "ray"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def device_name(device: str) -> str:
+    """Return the device in words."""
+    return torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
+
+
+def start_event(scenario: Scenario, stream: Stream) -> dict[str, Any]:
+    """Return the first event of a run."""
+    return {
+        "event": "start", "name": scenario.name, "seed": scenario.seed, "config_hash": config.config_hash(scenario),
+        "command": COMMAND.get(), "clients": scenario.stream.clients, "tasks": len(stream.tasks),
+        "rounds": stream.timeline.rounds, "joint": scenario.stream.joint, "personal": bool(scenario.model.personal),
+        "evaluation_every": scenario.evaluate.every, "device": device_name(scenario.engine.device),
+        "stack": scenario.engine.stack, "cohort": scenario.engine.cohort, "versions": versions(),
+        "task_classes": [list(task.classes) for task in stream.tasks],
+    }  # fmt: skip
+
+
+def finish(folder: Path, weights: Tensors, plain: dict[str, Any]) -> None:
+    """Write results.json from the journal, and the global model."""
+    import safetensors.torch
+
+    safetensors.torch.save_file({name: each.contiguous() for name, each in weights.items()}, folder / "model.safetensors")
+    write_json(folder / "results.json", summarise(plain, read_events(folder)))

@@ -1,0 +1,92 @@
+"""A data set as torch tensors on the device: index arrays in, model inputs out.
+
+Both sides use it: clients gather training batches and their own test items, the server the central test items.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from fedcl import keys
+from fedcl.streams import Stream
+
+
+@dataclass(frozen=True)
+class Source:
+    """One split of the data: inputs, labels, and what tasks do to them."""
+
+    x: Tensor  # (n, d) as stored: uint8 or float
+    y: Tensor  # (n,) int64
+    shape: tuple[int, ...]
+    scale: float
+    shift: float
+    permutations: Tensor | None  # (tasks, d)
+    masks: Tensor | None  # (tasks, classes) 0 or -inf; None: every class can always be predicted
+    dtype: torch.dtype
+
+    def inputs(self, items: Tensor, tasks: Tensor) -> Tensor:
+        """Return model inputs (..., *shape) of items (...) as the tasks (...) show them."""
+        flat = self.x[items]
+        if self.permutations is not None:
+            flat = flat.gather(-1, self.permutations[tasks])
+        return (flat.to(self.dtype) * self.scale + self.shift).view(*items.shape, *self.shape)
+
+    def mask(self, tasks: Tensor) -> Tensor:
+        """Return what is added to the logits: (..., classes), or (..., 1) zeros where nothing is masked."""
+        if self.masks is None:
+            return torch.zeros(*tasks.shape, 1, dtype=self.dtype, device=self.x.device)
+        return self.masks[tasks]
+
+
+def source(stream: Stream, split: str, dtype: torch.dtype, device: torch.device) -> Source:
+    """Put one split ("train" or "test") of the stream's data on a device; the arrays are shared where they can be."""
+    data = stream.dataset
+    x, y = (data.x, data.y) if split == "train" else (data.test_x, data.test_y)
+    masks = None if stream.masks.all() else torch.zeros(stream.masks.shape, dtype=dtype)
+    if masks is not None:
+        masks[~torch.from_numpy(stream.masks.copy())] = -torch.inf
+    flat = _tensor(x.reshape(len(x), -1))
+    if flat.dtype != torch.uint8:
+        flat = flat.to(dtype)
+    return Source(
+        x=flat.to(device),
+        y=_tensor(y).to(device),
+        shape=tuple(x.shape[1:]),
+        scale=data.scale,
+        shift=data.shift,
+        permutations=None if stream.permutations is None else _tensor(stream.permutations).to(device),
+        masks=None if masks is None else masks.to(device),
+        dtype=dtype,
+    )
+
+
+def _tensor(array: NDArray[np.generic]) -> Tensor:
+    """Wrap an array, sharing its memory; only one that is read-only (from Ray's object store) is copied."""
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
+def sample(items: NDArray[np.int64], limit: int | None, seed: int, *parts: int) -> NDArray[np.int64]:
+    """Return a keyed sample of at most `limit` items, the same in every evaluation of a run."""
+    if limit is None or len(items) <= limit:
+        return items
+    draws = keys.bits(keys.key(seed, keys.Purpose.EVALUATE, *parts), len(items))
+    return items[np.sort(np.argsort(draws)[:limit])]
+
+
+@torch.no_grad()
+def measure(model: nn.Module, data: Source, items: NDArray[np.int64], tasks: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    """Return which items the model predicts right (n,) bool and their cross-entropies (n,), 1,024 at a time."""
+    right, losses = [], []
+    for start in range(0, len(items), 1024):
+        part = torch.from_numpy(items[start : start + 1024]).to(data.x.device)
+        task = torch.from_numpy(tasks[start : start + 1024]).to(data.x.device)
+        logits = model(data.inputs(part, task)) + data.mask(task)
+        right.append(logits.argmax(1) == data.y[part])
+        losses.append(cross_entropy(logits, data.y[part], reduction="none"))
+    if not right:
+        return torch.zeros(0, dtype=torch.bool), torch.zeros(0)
+    return torch.cat(right).cpu(), torch.cat(losses).cpu()

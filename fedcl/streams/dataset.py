@@ -1,0 +1,66 @@
+"""What a data set is: two splits of inputs and labels, held once and only ever indexed."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedcl.errors import ConfigError
+from fedcl.settings import Settings
+
+Ints = NDArray[np.int64]
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Inputs and labels; the model sees x * scale + shift.
+
+    Raises:
+        ConfigError: the arrays contradict each other (data sets of one's own come through here too).
+    """
+
+    x: Array  # (n, *shape) uint8 or float32
+    y: Ints  # (n,) in [0, classes)
+    test_x: Array  # (m, *shape)
+    test_y: Ints  # (m,)
+    classes: int
+    scale: float = 1.0
+    shift: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check lengths, shapes, types and labels."""
+        for problem in self._problems():
+            raise ConfigError(f"stream.dataset: {problem}")
+
+    def _problems(self) -> Iterator[str]:
+        if not len(self.x):
+            yield "its training split is empty"
+        if self.x.shape[1:] != self.test_x.shape[1:]:
+            yield f"training inputs of shape {self.x.shape[1:]} but test inputs of shape {self.test_x.shape[1:]}"
+        for split, x, y in (("training", self.x, self.y), ("test", self.test_x, self.test_y)):
+            if x.dtype not in (np.uint8, np.float32, np.float64) or y.dtype != np.int64:
+                yield f"{split} inputs are {x.dtype} and labels {y.dtype}; must be uint8 or float32, and int64"
+            if y.shape != (len(x),):
+                yield f"{len(x)} {split} inputs but labels of shape {y.shape}"
+            if y.size and not 0 <= y.min() <= y.max() < self.classes:
+                yield f"{split} labels reach from {y.min()} to {y.max()}; must be in [0, {self.classes})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSettings(Settings, ABC):
+    """Settings of a data set that can be loaded."""
+
+    @abstractmethod
+    def load(self, root: str | None) -> Dataset:
+        """Load the data.
+
+        Args:
+            root: folder with files of real data; None where the user named none.
+
+        Raises:
+            ConfigError: a file is missing or damaged.
+        """

@@ -1,0 +1,162 @@
+"""Who has what: an owner for every item, and the cells (client, task) that follow from it."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedcl.errors import ConfigError
+from fedcl.settings import Settings, setting
+from fedcl.streams.dataset import Ints
+
+NOBODY = -1
+
+
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """Ragged (client, task) -> indices into a data set's split. Tasks on the same items share their storage."""
+
+    items: Ints  # (n,)
+    start: Ints  # (clients, tasks)
+    count: Ints  # (clients, tasks)
+
+    def cell(self, client: int, task: int) -> Ints:
+        """Return the items (count,) of one client's task: a view."""
+        start = self.start[client, task]
+        return self.items[start : start + self.count[client, task]]
+
+    def shared(self, tasks: int) -> "Cells":
+        """Return these cells of one task for all of `tasks` tasks."""
+        shape = (len(self.start), tasks)
+        return Cells(self.items, np.broadcast_to(self.start, shape), np.broadcast_to(self.count, shape))
+
+
+def group(owner: Ints, task: Ints, clients: int, tasks: int, rng: np.random.Generator) -> Cells:
+    """Gather the items of each (client, task), in random order so that a slice of a cell is a fair sample of it.
+
+    Args:
+        owner: (n,) client of each item, -1 = nobody's.
+        task: (n,) task of each item.
+        clients: number of clients.
+        tasks: number of tasks.
+        rng: order within the cells.
+    """
+    owned = rng.permutation(np.flatnonzero(owner != NOBODY))
+    cell = owner[owned] * tasks + task[owned]
+    count = np.bincount(cell, minlength=clients * tasks)
+    start = np.cumsum(count) - count
+    items = owned[np.argsort(cell, kind="stable")]
+    return Cells(items, start.reshape(clients, tasks), count.reshape(clients, tasks))
+
+
+def deal(n: int, counts: Ints, rng: np.random.Generator) -> Ints:
+    """Deal n items by largest remainder: who holds counts[i] of sum(counts) gets n * counts[i] / sum(counts), rounded.
+
+    Returns:
+        (n,) for each item the index into counts, at random; empty counts leave the items to nobody (-1).
+    """
+    if not len(counts):
+        return np.full(n, NOBODY)
+    dealt, remainder = np.divmod(counts * n, counts.sum())
+    ties = rng.permutation(len(counts))
+    first = np.lexsort((ties, -remainder))[: n - dealt.sum()]
+    dealt[first] += 1
+    return rng.permutation(np.repeat(np.arange(len(counts)), dealt))
+
+
+def deal_class(n: int, owner: Ints, rng: np.random.Generator) -> Ints:
+    """Return owners (n,) of a class's test items, given the owners of its training items."""
+    holders, counts = np.unique(owner, return_counts=True)
+    dealt = deal(n, counts, rng)
+    return holders[dealt] if len(holders) else dealt
+
+
+def top_up(owner: Ints, clients: int, least: int, rng: np.random.Generator) -> Ints:
+    """Move random items from the richest clients to those with fewer than `least`; needs clients * least <= n."""
+    owner, shuffled = owner.copy(), rng.permutation(len(owner))
+    by_owner = shuffled[np.argsort(owner[shuffled], kind="stable")]
+    count = np.bincount(owner, minlength=clients)
+    height = np.arange(len(owner)) - np.repeat(np.cumsum(count) - count, count)
+    missing = np.maximum(least - count, 0)
+    # An item at height h is its owner's h-th: taking the highest first takes from the richest, never below `least`.
+    highest = np.argsort(-height, kind="stable")[: missing.sum()]
+    owner[by_owner[highest]] = np.repeat(np.arange(clients), missing)
+    return owner
+
+
+@dataclass(frozen=True, kw_only=True)
+class Partition(Settings, ABC):
+    """How the items of a task (domain-incremental: of the whole data set) are shared out."""
+
+    @abstractmethod
+    def assign(self, labels: Ints, clients: int, rng: np.random.Generator) -> Ints:
+        """Return the one owner (n,) in [0, clients) of each item.
+
+        Args:
+            labels: (n,) class of each item.
+            clients: number of clients.
+            rng: the only source of randomness.
+
+        Raises:
+            ConfigError: the settings cannot be met with these items.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class IID(Partition):
+    """Everyone a random sample of the same size, give or take one item."""
+
+    def assign(self, labels: Ints, clients: int, rng: np.random.Generator) -> Ints:
+        """Deal the items out in turn; who gets the odd ones is random too."""
+        turn = rng.permutation(clients)
+        return rng.permutation(turn[np.arange(len(labels)) % clients])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dirichlet(Partition):
+    """Label skew: each class goes to clients in proportions p ~ Dir(alpha) (Hsu et al., arXiv:1909.06335)."""
+
+    alpha: float = setting(
+        0.5, "concentration: small = each class at few clients, large = equal shares", above=0, high=1e6
+    )
+    min_samples: int = setting(0, "every client gets this many items of a task, moved from the richest", low=0)
+
+    def assign(self, labels: Ints, clients: int, rng: np.random.Generator) -> Ints:
+        """Draw the proportions of every class and cut its items accordingly.
+
+        Raises:
+            ConfigError: there are fewer items than min_samples for everybody.
+        """
+        if self.min_samples * clients > len(labels):
+            raise ConfigError(
+                f"stream.partition.min_samples = {self.min_samples}: {clients} clients share {len(labels)} items, "
+                f"so at most {len(labels) // clients}"
+            )
+        owner = np.empty(len(labels), np.int64)
+        for label in np.unique(labels):
+            items = rng.permutation(np.flatnonzero(labels == label))
+            owner[items] = self._cut(len(items), clients, rng)
+        return top_up(owner, clients, self.min_samples, rng) if self.min_samples else owner
+
+    def _cut(self, n: int, clients: int, rng: np.random.Generator) -> Ints:
+        """Return owners (n,), ascending: a comb of n teeth over the cumulated proportions, counts within one of n p."""
+        edges = np.cumsum(rng.dirichlet(np.full(clients, self.alpha)))
+        comb = (np.arange(n) + rng.random()) / n
+        return np.minimum(np.searchsorted(edges, comb, side="right"), clients - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shards(Partition):
+    """Label skew: items sorted by label, cut into equal shards, a few for each (McMahan et al., arXiv:1602.05629)."""
+
+    per_client: int = setting(2, "shards of each client", low=1, high=100_000)
+
+    def assign(self, labels: Ints, clients: int, rng: np.random.Generator) -> Ints:
+        """Give every client `per_client` random shards; with more shards than items some are empty."""
+        n, shards = len(labels), clients * self.per_client
+        shuffled = rng.permutation(n)
+        by_label = shuffled[np.argsort(labels[shuffled], kind="stable")]
+        owner_of_shard = rng.permutation(shards) % clients
+        owner = np.empty(n, np.int64)
+        owner[by_label] = owner_of_shard[np.arange(n) * shards // n]
+        return owner

@@ -1,0 +1,154 @@
+"""Orders and replies <-> Flower's RecordDict: the only file that knows the encoding.
+
+Arrays travel raw (dtype, shape, bytes; no .npy header, no pickle). What comes in is checked before it is used: dtype
+from a short list, byte count equal to what dtype and shape say, lists as long as the clients they describe.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from numpy.typing import NDArray
+
+from fedcl.errors import FederationError
+from fedcl.orders import ClientError, EvaluateOrder, EvaluateReply, Reply, TrainOrder, TrainReply
+
+RAW = "fedcl.raw"
+DTYPES = ("float32", "float64", "int64", "int32", "bool")
+KINDS: dict[str, type] = {each.__name__: each for each in (TrainOrder, EvaluateOrder, TrainReply, EvaluateReply)}
+
+
+class BadMessage(FederationError):
+    """A message that is not what it should be."""
+
+
+def pack(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
+    """Return named arrays as an ArrayRecord of raw bytes."""
+    raw = {
+        name: Array(dtype=str(each.dtype), shape=each.shape, stype=RAW, data=np.ascontiguousarray(each).tobytes())
+        for name, each in arrays.items()
+    }
+    return ArrayRecord(raw)
+
+
+def _array(name: str, array: Array) -> NDArray[Any]:
+    if array.stype != RAW or array.dtype not in DTYPES:
+        raise BadMessage(f"array {name!r} has encoding {array.stype!r} and dtype {array.dtype!r}: not known here")
+    dtype = np.dtype(array.dtype)
+    if any(n < 0 for n in array.shape) or math.prod(array.shape) * dtype.itemsize != len(array.data):
+        raise BadMessage(f"array {name!r} claims shape {tuple(array.shape)} but brings {len(array.data)} bytes")
+    return np.frombuffer(array.data, dtype).reshape(array.shape)
+
+
+def unpack(record: ArrayRecord) -> dict[str, NDArray[Any]]:
+    """Return the arrays of `pack`, read-only.
+
+    Raises:
+        BadMessage: an array's dtype, encoding or size is not what it should be.
+    """
+    return {name: _array(name, array) for name, array in record.items()}
+
+
+def _config(facts: dict[str, Any]) -> ConfigRecord:
+    return ConfigRecord({"json": json.dumps(facts)})
+
+
+def _facts(record: RecordDict) -> dict[str, Any]:
+    try:
+        facts = json.loads(str(record.config_records["facts"]["json"]))
+    except (KeyError, ValueError) as error:
+        raise BadMessage("a message without readable facts") from error
+    if not isinstance(facts, dict):
+        raise BadMessage("a message whose facts are not a table")
+    return facts
+
+
+def encode(message: TrainOrder | EvaluateOrder | Reply, weights: ArrayRecord | None = None, **extra: str) -> RecordDict:
+    """Return an order or a reply as a RecordDict.
+
+    Args:
+        weights: the order's weights already packed, so that all orders of a round share one record.
+        extra: texts that travel beside it (the configuration).
+    """
+    facts: dict[str, Any] = {"kind": type(message).__name__, **extra}
+    arrays: dict[str, NDArray[Any]] = {}
+    tables: dict[str, ArrayRecord] = {}
+    for each in fields(message):
+        value = getattr(message, each.name)
+        if each.name == "weights" and weights is not None:
+            tables["weights"] = weights
+        elif isinstance(value, np.ndarray):
+            arrays[each.name] = value
+        elif isinstance(value, dict):
+            tables[each.name] = pack(value)
+        elif each.name == "errors":
+            facts["errors"] = [vars(error) for error in value]
+        else:
+            facts[each.name] = value
+    return RecordDict({"arrays": pack(arrays), "facts": _config(facts), **tables})
+
+
+def decode(record: RecordDict) -> Any:
+    """Return the order or reply of a RecordDict.
+
+    Raises:
+        BadMessage: a field is missing, has another type, or does not fit the others.
+    """
+    facts = _facts(record)
+    cls = KINDS.get(str(facts.get("kind")))
+    if cls is None:
+        raise BadMessage(f"a message of unknown kind {facts.get('kind')!r}")
+    found: dict[str, Any] = {name: unpack(each) for name, each in record.array_records.items() if name != "arrays"}
+    if "weights" in found:
+        found["weights"] = found["weights"].get("weights")
+    found |= {**unpack(record.array_records["arrays"]), **facts}
+    if "errors" in found:
+        found["errors"] = [ClientError(**{k: error[k] for k in ("client", "error", "traceback")}) for error in found["errors"]]
+    try:
+        message = cls(**{each.name: found[each.name] for each in fields(cls) if each.name in found})
+    except TypeError as error:
+        raise BadMessage(f"a {cls.__name__} that lacks a field: {error}") from error
+    _check(message)
+    return message
+
+
+def text(record: RecordDict, name: str) -> str:
+    """Return a text that travels beside an order."""
+    value = _facts(record).get(name)
+    if not isinstance(value, str):
+        raise BadMessage(f"a message without {name!r}")
+    return value
+
+
+def _check(message: Any) -> None:
+    if not isinstance(message.round, int) or not isinstance(message.cohort, int):
+        raise BadMessage("round and cohort of a message must be integers")
+    n = len(message.clients)
+    for name in ("tasks", "clocks", "rows", "packs", "correct", "items"):
+        if hasattr(message, name) and len(getattr(message, name)) != n:
+            raise BadMessage(f"{name!r} has {len(getattr(message, name))} entries for {n} clients")
+    for name, column in getattr(message, "table", {}).items():
+        if column.shape != (n,):
+            raise BadMessage(f"column {name!r} has shape {column.shape} for {n} clients")
+
+
+def hello(clients: NDArray[np.int64]) -> RecordDict:
+    """Return the answer to `query.hello`: the clients that a node hosts."""
+    return RecordDict({"arrays": pack({"clients": clients})})
+
+
+def hosted(record: RecordDict) -> NDArray[np.int64]:
+    """Return the clients that a node says it hosts."""
+    clients = unpack(record.array_records["arrays"]).get("clients")
+    if clients is None or clients.ndim != 1 or clients.dtype != np.int64:
+        raise BadMessage("a hello without a list of clients")
+    return clients
+
+
+def config_of(text: str) -> RecordDict:
+    """Return the content of `query.hello`: the run's configuration."""
+    return RecordDict({"facts": _config({"config": text})})

@@ -1,0 +1,29 @@
+"""A resolved configuration made concrete once a process: the scenario and its stream."""
+
+import json
+from functools import lru_cache
+
+from fedcl import config
+from fedcl.config import Scenario
+from fedcl.streams import Stream, build_stream
+
+
+def as_text(scenario: Scenario) -> str:
+    """Return a scenario as the text that travels with every order (JSON, which is YAML)."""
+    return json.dumps(config.as_dict(scenario), sort_keys=True)
+
+
+def scenario_of(text: str) -> Scenario:
+    """Return the scenario of a text from `as_text` (or of any YAML).
+
+    Raises:
+        ConfigError: it is not one.
+    """
+    return config.load(config.parse(text, "the run's configuration"))
+
+
+@lru_cache(maxsize=2)
+def world(text: str) -> tuple[Scenario, Stream]:
+    """Return a configuration's scenario and stream; server, inline clients and the command line share them."""
+    scenario = scenario_of(text)
+    return scenario, build_stream(scenario)

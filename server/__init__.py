@@ -1,0 +1,1 @@
+"""Everything that happens on the server: the round loop, methods, optimisers, selection, evaluation, checkpoints."""

@@ -1,0 +1,65 @@
+"""The Flower ServerApp: the one round loop. Simulation, `flwr run` and real machines all call this `main`."""
+
+from dataclasses import replace
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedcl import rundir
+from fedcl.interrupt import Stopped, listening
+from fedcl.streams import empty_cells
+from server.evaluation import evaluate, measured
+from server.federation import Federation
+from server.state import State
+from server.training import train
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run a federation from its last checkpoint (or the start) to its end.
+
+    Raises:
+        Stopped: SIGTERM or Ctrl-C; what was done is checkpointed.
+        FederationError: too few clients answered; the last complete round is checkpointed.
+    """
+    with listening() as stop, Federation.join(grid, context, stop) as federation:
+        state = federation.restore() or opening(federation)
+        try:
+            while state.round < federation.stream.timeline.rounds:
+                state = federation.commit(one_round(federation, state, state.round + 1))
+        except Exception as error:
+            federation.end(federation.commit(state, now=True), "stopped" if isinstance(error, Stopped) else "failed")
+            raise
+        federation.end(federation.commit(state, now=True), "finished")
+
+
+def opening(federation: Federation) -> State:
+    """Write down what is run, which cells of it are empty and what a fresh model can do; return the first state."""
+    journal, state = federation.journal, federation.first_state()
+    journal.write(rundir.start_event(federation.scenario, federation.stream))
+    empty = empty_cells(federation.stream)
+    if empty:
+        journal.write({"event": "skip", "cells": [list(cell) for cell in empty]})
+    if not federation.personal:
+        journal.write(measured(federation, state.weights, 0, state.begun))
+    return replace(state, offset=journal.offset)
+
+
+def one_round(federation: Federation, state: State, round: int) -> State:
+    """Select, plan, train; aggregate, optimise, project; consolidate; evaluate."""
+    server = federation.scenario.server
+    before = federation.begin_tasks(state, round)
+    total, state = train(federation, before, round, federation.plan(before, round))
+    if total is not None:
+        method, step = server.method.end_round(state.method, state.weights, total)
+        moments, step = server.optimizer.apply(state.optimizer, step)
+        step = server.method.project(method, step)
+        weights = {name: weight + step[name] for name, weight in state.weights.items()}
+        state = replace(state, method=method, optimizer=moments, weights=weights)
+    ended, leavers = federation.ended(before, state, round)
+    if ended:
+        method, weights = server.method.end_task(state.method, state.weights, total, ended)
+        state = replace(state, method=method, weights=weights)
+    return evaluate(federation, state, round, ended, leavers)

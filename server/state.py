@@ -1,0 +1,89 @@
+"""What the server carries from round to round, and how a checkpoint holds it: named tensors and plain facts."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import numpy as np
+from numpy.typing import NDArray
+
+from fedcl.answers import Tensors
+from fedcl.digest import digest
+from fedcl.errors import FederationError
+from fedcl.orders import Ints
+from fedcl.state import Index
+from server.checkpoint import Snapshot
+from server.optimizers import State as Moments
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """Everything that the rounds to come depend on, after `round`."""
+
+    round: int
+    weights: Tensors
+    method: Tensors
+    optimizer: Moments
+    visits: Ints  # (clients,) answers accepted from each client
+    begun: NDArray[np.bool_]  # (tasks,) some client has met the task
+    ended: NDArray[np.bool_]  # (tasks,) everyone who has the task has finished it
+    index: Index  # where each client's newest record lies
+    offset: int  # bytes of the journal up to this round
+    seconds: float  # spent on the rounds so far, in all sittings
+
+
+def _prefixed(prefix: str, tensors: Tensors) -> Tensors:
+    return {f"{prefix}/{name}": each for name, each in tensors.items()}
+
+
+def _under(prefix: str, tensors: Tensors) -> Tensors:
+    return {name[len(prefix) + 1 :]: each for name, each in tensors.items() if name.startswith(f"{prefix}/")}
+
+
+def server_tensors(state: State) -> Tensors:
+    """Return what the method and the server optimiser remember, by name."""
+    moments = {f"{kind}/{name}": each for kind, tensors in state.optimizer.items() for name, each in tensors.items()}
+    return {**_prefixed("method", state.method), **_prefixed("optimizer", moments)}
+
+
+def state_digest(state: State) -> str:
+    """Return the sha256 of everything the server remembers beside the weights and the clients' records."""
+    counters = {"visits": state.visits, "begun": state.begun, "ended": state.ended}
+    return digest({**server_tensors(state), **{name: torch.from_numpy(each) for name, each in counters.items()}})
+
+
+def snapshot(state: State, config_hash: str) -> Snapshot:
+    """Return the checkpoint of a state."""
+    counters = {"visits": state.visits, "begun": state.begun, "ended": state.ended, **state.index.tensors()}
+    tensors = {f"server/{name}": torch.as_tensor(each) for name, each in counters.items()}
+    facts = {"offset": state.offset, "seconds": state.seconds, "index": state.index.facts(), "config_hash": config_hash}
+    return Snapshot(state.round, {**_prefixed("weights", state.weights), **server_tensors(state), **tensors}, facts)
+
+
+def restored(snapshot: Snapshot, config_hash: str) -> State:
+    """Return the state of a checkpoint.
+
+    Raises:
+        FederationError: the checkpoint is of another configuration.
+    """
+    facts: dict[str, Any] = snapshot.facts
+    if facts["config_hash"] != config_hash:
+        raise FederationError("the checkpoint belongs to another configuration than config.yaml beside it")
+    server = _under("server", snapshot.tensors)
+    counters = {name: server[name].numpy() for name in ("visits", "begun", "ended")}
+    moments: Moments = {}
+    for name, each in _under("optimizer", snapshot.tensors).items():
+        kind, _, rest = name.partition("/")
+        moments.setdefault(kind, {})[rest] = each
+    return State(
+        round=snapshot.round,
+        weights=_under("weights", snapshot.tensors),
+        method=_under("method", snapshot.tensors),
+        optimizer=moments,
+        visits=counters["visits"],
+        begun=counters["begun"],
+        ended=counters["ended"],
+        index=Index.restore(server, facts["index"]),
+        offset=facts["offset"],
+        seconds=facts["seconds"],
+    )

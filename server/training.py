@@ -1,0 +1,153 @@
+"""A round's training: orders out, answers in; each is checked where it stands alone, then added in cohort order."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from flwr.app import Message
+from torch import Tensor
+
+from fedcl import wire
+from fedcl.answers import Answer, Layout, refusal
+from fedcl.errors import FederationError
+from fedcl.orders import Array, ClientError, TrainOrder, TrainReply
+from fedcl.plan import Cohort
+from server.exchange import exchange
+from server.federation import Federation, round_to
+from server.state import State
+
+
+@dataclass(kw_only=True)
+class Round:
+    """What has come in so far."""
+
+    total: Tensor
+    clients: list[int] = field(default_factory=list)
+    tasks: list[int] = field(default_factory=list)
+    columns: dict[str, list[Array]] = field(default_factory=dict)
+    errors: list[ClientError] = field(default_factory=list)
+
+
+def train(federation: Federation, state: State, round: int, cohorts: Sequence[Cohort]) -> tuple[Answer | None, State]:
+    """Train the round's cohorts.
+
+    Returns:
+        The sum of the accepted answers (None: nobody was asked), and the state with their visits and records counted.
+
+    Raises:
+        FederationError: fewer clients answered than `server.min_clients`.
+    """
+    began = time.monotonic()
+    dtype = next(iter(state.weights.values())).dtype
+    done = Round(total=torch.zeros(federation.answer.size, dtype=dtype))
+    index, messages = state.index, _messages(federation, state, round, cohorts)
+    for cohort, message in zip(cohorts, exchange(federation.grid, messages, _deadline(federation), federation.stop), strict=True):
+        reply = _accepted(federation.answer, cohort, round, message, done)
+        if reply is None or not len(reply.clients):
+            continue
+        _add(done, cohort, reply)
+        if federation.packs and reply.pack:
+            index = index.place(reply.pack, reply.checksum, reply.clients)
+    _write(federation, round, cohorts, done, time.monotonic() - began)
+    _enough(federation, round, sum(len(cohort.clients) for cohort in cohorts), len(done.clients))
+    visits = state.visits.copy()
+    visits[done.clients] += 1
+    total = Answer(federation.answer, done.total) if done.clients else None
+    return total, replace(state, visits=visits, index=index)
+
+
+def _deadline(federation: Federation) -> float:
+    return federation.scenario.server.deadline
+
+
+def _messages(federation: Federation, state: State, round: int, cohorts: Sequence[Cohort]) -> list[Message]:
+    """Return one message a cohort; all share one record of weights."""
+    weights = federation.pack_weights(state)
+    shared = {name: each.numpy() for name, each in federation.scenario.server.method.shared(state.method).items()}
+    messages = []
+    for cohort in cohorts:
+        packs, rows, folder = federation.records(state, cohort.clients)
+        order = TrainOrder(
+            round=round, cohort=cohort.number, clients=cohort.clients, tasks=cohort.tasks, clocks=cohort.clocks,
+            packs=packs, rows=rows, folder=folder, weights=np.zeros(0, np.float32), shared=shared,
+        )  # fmt: skip
+        content = wire.encode(order, weights, config=federation.text)
+        messages.append(Message(content, federation.roster.ids[cohort.node], "train"))
+    return messages
+
+
+def _failed(cohort: Cohort, error: str, traceback: str = "") -> list[ClientError]:
+    return [ClientError(client=int(client), error=error, traceback=traceback) for client in cohort.clients]
+
+
+def _accepted(layout: Layout, cohort: Cohort, round: int, message: Message | None, done: Round) -> TrainReply | None:
+    """Return the reply if it can be taken; else note an error for each of its clients."""
+    if message is None:
+        done.errors += _failed(cohort, "no answer within server.deadline")
+        return None
+    if message.has_error():
+        reason = message.error.reason or "no reason given"
+        done.errors += _failed(cohort, reason.strip().splitlines()[-1], reason)
+        return None
+    try:
+        reply: TrainReply = wire.decode(message.content)
+        problem = _problem(layout, cohort, round, reply)
+    except wire.BadMessage as error:
+        problem = str(error)
+    if problem:
+        done.errors += _failed(cohort, f"answer refused: {problem}")
+        return None
+    done.errors += reply.errors
+    return reply
+
+
+def _problem(layout: Layout, cohort: Cohort, round: int, reply: TrainReply) -> str | None:
+    """Return why a reply cannot be added up, None if it can."""
+    if not isinstance(reply, TrainReply) or (reply.round, reply.cohort) != (round, cohort.number):
+        return f"it is not the answer of cohort {cohort.number} in round {round}"
+    if not np.isin(reply.clients, cohort.clients).all() or len(np.unique(reply.clients)) != len(reply.clients):
+        return "it covers clients that were not asked, or one twice"
+    if len(reply.clients) and ("n" not in reply.table or "steps" not in reply.table or (reply.table["n"] <= 0).any()):
+        return "its table lacks the numbers of samples and steps, or one is not positive"
+    return refusal(layout, torch.from_numpy(reply.total.copy()))
+
+
+def _add(done: Round, cohort: Cohort, reply: TrainReply) -> None:
+    done.total += torch.from_numpy(reply.total.copy())
+    task = dict(zip(cohort.clients.tolist(), cohort.tasks.tolist(), strict=True))
+    done.clients += reply.clients.tolist()
+    done.tasks += [task[client] for client in reply.clients.tolist()]
+    for name, column in reply.table.items():
+        done.columns.setdefault(name, []).append(column)
+
+
+def _write(federation: Federation, round: int, cohorts: Sequence[Cohort], done: Round, seconds: float) -> None:
+    """Write the round's events."""
+    columns = {name: np.concatenate(parts) for name, parts in done.columns.items()}
+    n, asked = columns.get("n", np.zeros(0)), sum(len(cohort.clients) for cohort in cohorts)
+    width = done.total.element_size()
+    loss = {
+        name[len("loss/") :]: round_to(float(np.average(column, weights=n)))
+        for name, column in columns.items()
+        if name.startswith("loss/") and len(column) == len(n) and np.isfinite(column).all()
+    }
+    for error in done.errors:
+        federation.client_error(round, error)
+    federation.journal.write({
+        "event": "round", "round": round, "seconds": round_to(seconds), "clients": done.clients, "tasks": done.tasks,
+        "updates": len(done.clients), "steps": int(columns.get("steps", n).sum()), "loss": loss,
+        "bytes_up": len(done.clients) * federation.answer.size * width,
+        "bytes_down": asked * federation.parameters.size * width,
+        "failed": len(done.errors), "evicted": int(columns.get("evicted", n).sum()),
+    })  # fmt: skip
+
+
+def _enough(federation: Federation, round: int, asked: int, answered: int) -> None:
+    needed = min(federation.scenario.server.min_clients, asked)
+    if answered < needed:
+        raise FederationError(
+            f"round {round}: {answered} of {asked} clients answered, server.min_clients = {needed} are needed; "
+            f"fedcl run --resume {federation.folder} goes on from the last complete round"
+        )
