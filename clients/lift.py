@@ -42,7 +42,7 @@ class Alone:
 
     def __init__(self, module: nn.Module, layout: Layout, buffer: Tensor) -> None:
         self._module = module
-        self._parameters = dict(module.named_parameters())
+        self._parameters: Tensors = dict(module.named_parameters())
         for name, view in layout.views(buffer[0]).items():
             self._parameters[name].data = view
 

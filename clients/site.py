@@ -65,6 +65,12 @@ class Site:
         """Names and shapes of the model's parameters."""
         return self.trainer.layout
 
+    @property
+    def stack(self) -> int:
+        """Clients trained together."""
+        stack = self.scenario.engine.stack
+        return self.scenario.engine.cohort if stack == "auto" else stack
+
     @cached_property
     def memory(self) -> Memory | None:
         """The replay memory, None where the method draws nothing from it."""

@@ -42,7 +42,9 @@ class Stepwise:
         slots = None if self.slots is None else self.slots[rows]
         logits = None if self.logits is None else self.logits[rows]
         columns = (self.items[rows], self.tasks[rows], self.labels[rows], self.weight[rows])
-        return Stepwise(**dict(zip(("items", "tasks", "labels", "weight"), columns, strict=True)), slots=slots, logits=logits)
+        return Stepwise(
+            **dict(zip(("items", "tasks", "labels", "weight"), columns, strict=True)), slots=slots, logits=logits
+        )
 
     def _remembered(self, step: int, k: int) -> Tensor:
         if self.slots is None or self.logits is None:
@@ -114,7 +116,9 @@ class Trainer:
             live = self.layout.views(weights[:k])
             moments = {name: self.layout.views(buffer[:k]) for name, buffer in buffers.items()}
             for step in steps:
-                batch = Batch(block.now.at(step, k, self.data), {n: d.at(step, k, self.data) for n, d in block.draws.items()})
+                batch = Batch(
+                    block.now.at(step, k, self.data), {n: d.at(step, k, self.data) for n, d in block.draws.items()}
+                )
                 parameters = lifted.parameters(k)
                 losses, (terms, logits) = lifted.losses(self._total(self.terms), parameters, batch, anchors)
                 gradients = _gradient(lifted, losses, parameters)

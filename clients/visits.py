@@ -54,15 +54,15 @@ class Steps:
 
 def local_data(stream: Stream, order: TrainOrder) -> Local:
     """Look up the data of each client's visit."""
-    visits = list(zip(order.clients.tolist(), order.tasks.tolist(), order.clocks.tolist(), strict=True))
-    spans = [stream.span(*visit) for visit in visits]
-    found = [stream.items(client, task, *span) for (client, task, _), span in zip(visits, spans, strict=True)]
+    starts, stops = stream.spans(order.clients, order.tasks, order.clocks)
+    columns = (order.clients.tolist(), order.tasks.tolist(), starts.tolist(), stops.tolist())
+    found = [stream.items(*visit) for visit in zip(*columns, strict=True)]
     lengths = np.array([len(items) for items, _ in found], np.int64)
     shape = (len(found), max(1, int(lengths.max(initial=0))))
     items, tasks = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     for row, (own, task) in enumerate(found):
         items[row, : len(own)], tasks[row, : len(own)] = own, task
-    return Local(items=items, tasks=tasks, lengths=lengths, offsets=np.array([start for start, _ in spans], np.int64))
+    return Local(items=items, tasks=tasks, lengths=lengths, offsets=starts)
 
 
 def walk(local: Local, seed: int, order: TrainOrder, *, epochs: int, batch: int) -> Walk:
@@ -91,7 +91,9 @@ def batches(local: Local, walked: Walk, *, batch: int) -> Steps:
     return Steps(count=count, items=items, tasks=tasks, weight=weight / np.maximum(weight.sum(2, keepdims=True), 1))
 
 
-def replays(seed: int, order: TrainOrder, draws: Sequence[Draw], shape: tuple[int, int], filled: Ints) -> dict[str, Ints]:
+def replays(
+    seed: int, order: TrainOrder, draws: Sequence[Draw], shape: tuple[int, int], filled: Ints
+) -> dict[str, Ints]:
     """Draw memory slots with replacement: draw name -> (k, steps, replay batch), all 0 where nothing is remembered."""
     drawn = {}
     for number, draw in enumerate(draws):

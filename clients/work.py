@@ -67,7 +67,9 @@ def _persistent(site: Site, order: TrainOrder, old: Records) -> Worked:
             work(site, pick(order, np.array([row])), old[[row]].copy())
         except Exception as error:
             culprits[row] = ClientError(
-                client=int(order.clients[row]), error=f"{type(error).__name__}: {error}", traceback=traceback.format_exc()
+                client=int(order.clients[row]),
+                error=f"{type(error).__name__}: {error}",
+                traceback=traceback.format_exc(),
             )
     if not culprits:
         raise RuntimeError(f"a cohort fails although each of its clients trains alone:\n{reason}")
@@ -127,7 +129,9 @@ def _draws(site: Site, order: TrainOrder, old: Records, steps: int) -> dict[str,
         drawn = torch.from_numpy(slots[draw.name])
         columns = {name: column[rows, drawn].to(site.device) for name, column in remembered.items()}
         logits = torch.from_numpy(old["logits"].copy()).to(site.device) if draw.logits else None
-        found[draw.name] = Stepwise(**columns, weight=weight.to(site.device), slots=drawn.to(site.device), logits=logits)
+        found[draw.name] = Stepwise(
+            **columns, weight=weight.to(site.device), slots=drawn.to(site.device), logits=logits
+        )
     return found
 
 
@@ -140,7 +144,7 @@ def work(site: Site, order: TrainOrder, old: Records) -> Worked:
     total = torch.zeros(site.answer.size, dtype=site.dtype, device=site.device)
     if not len(order.clients):
         return Worked(total=total, clients=order.clients, records=old, table={}, errors=[])
-    laid, stack = lay(site, order, old), site.scenario.engine.stack
+    laid, stack = lay(site, order, old), site.stack
     tables, fine = [], np.ones(len(old), np.bool_)
     for begin in range(0, len(old), stack):
         rows = slice(begin, min(begin + stack, len(old)))

@@ -111,5 +111,5 @@ def clip_rows(rows: Tensor, limit: float | None) -> Tensor:
     """Scale each row of (k, P) down to norm `limit` (None: as they are)."""
     if limit is None:
         return rows
-    norms = rows.norm(dim=1, keepdim=True)
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     return rows * (limit / norms.clamp(min=1e-30)).clamp(max=1.0)

@@ -71,7 +71,9 @@ class Run:
 
         path = self.directory / "model.safetensors"
         if not path.is_file():
-            raise FederationError(f"{str(path)!r} is missing: the run has not ended; fedcl run --resume {self.directory}")
+            raise FederationError(
+                f"{str(path)!r} is missing: the run has not ended; fedcl run --resume {self.directory}"
+            )
         data = self.stream().dataset
         module = fedcl.models.make(self.config.model, tuple(data.x.shape[1:]), data.classes, self.config.seed)
         module.load_state_dict(safetensors.torch.load_file(path))
@@ -153,5 +155,7 @@ def _grid(scenario: Scenario, folder: Path) -> Any:
     blind = [pid for pid, sees in grid.sees(str(token)) if not sees]
     if blind:
         grid.close()
-        raise ConfigError(f"--out {str(folder)!r}: {len(blind)} workers do not see it; choose a path that all machines share")
+        raise ConfigError(
+            f"--out {str(folder)!r}: {len(blind)} workers do not see it; choose a path that all machines share"
+        )
     return grid

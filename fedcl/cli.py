@@ -16,6 +16,7 @@ from fedcl import __version__
 from fedcl.errors import ConfigError, FederationError
 
 if TYPE_CHECKING:
+    from fedcl import config
     from fedcl.api import Outcome
     from fedcl.catalogue import Entry, Option
 
@@ -60,21 +61,13 @@ def _complete_topic(incomplete: str) -> list[str]:
     return [topic for topic in TOPICS if topic.startswith(incomplete)]
 
 
-Scenario = Annotated[
-    str, typer.Argument(help="A name (fedcl list scenarios) or a YAML file.", autocompletion=_complete_scenario)
-]
-OptionalScenario = Annotated[
-    str | None, typer.Argument(help="A name (fedcl list scenarios) or a YAML file.", autocompletion=_complete_scenario)
-]
+_SCENARIO = typer.Argument(help="A name (fedcl list scenarios) or a YAML file.", autocompletion=_complete_scenario)
+Scenario = Annotated[str, _SCENARIO]
+OptionalScenario = Annotated[str | None, _SCENARIO]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change: client.optimizer.lr=0.05")
 ]
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="A run directory.")]
-
-
-def _command() -> str:
-    """Return the command line that was typed, to be kept with the results."""
-    return shlex.join(["fedcl", *sys.argv[1:]])
 
 
 def _finish(outcome: "Outcome", quiet: bool) -> int:
@@ -85,14 +78,32 @@ def _finish(outcome: "Outcome", quiet: bool) -> int:
 
     if not quiet:
         Console(highlight=False).print(table(outcome.results))
+    if outcome.error:
+        _complain(outcome.error)
     if outcome.code == STOPPED:
-        typer.echo(f"stopped; go on with: fedcl run --resume {shlex.quote(str(outcome.directory))}", err=True)
+        _complain(f"stopped; fedcl run --resume {shlex.quote(str(outcome.directory))} goes on")
     typer.echo(str(outcome.directory))
     return outcome.code
 
 
+def _asked(
+    scenario: str | None, overrides: list[str], out: Path | None, resume: Path | None
+) -> "config.Scenario | Path":
+    """Return the scenario to run, or the run directory to go on with. Read before torch and Flower are imported."""
+    if resume and (scenario or out):
+        raise ConfigError("--resume goes on with the run as it was configured: leave out SCENARIO, settings and --out")
+    if resume:
+        return resume
+    if not scenario:
+        raise ConfigError("name a SCENARIO (fedcl list scenarios shows them) or --resume DIR")
+    from fedcl.config import load
+
+    return load(scenario, overrides)
+
+
 @app.command("run")
 def _run(
+    context: typer.Context,
     scenario: OptionalScenario = None,
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Exactly this run directory.")] = None,
@@ -100,22 +111,16 @@ def _run(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the run directory and errors only.")] = False,
 ) -> int:
     """Run a federation. Exit 0: finished; 2: bad configuration; 1: failed; 75: stopped, resumable."""
-    if resume and (scenario or overrides or out):
-        raise ConfigError("--resume goes on with the run as it was configured: leave out SCENARIO, settings and --out")
-    if not resume and not scenario:
-        raise ConfigError("name a SCENARIO (fedcl list scenarios shows them) or --resume DIR")
+    target = _asked(scenario, overrides or [], out, resume)
     from fedcl import api
-    from fedcl.config import load
     from fedcl.console import Progress
 
-    # Read first: a mistake is told at once, before torch and Flower are imported for the run.
-    config = load(scenario, overrides or ()) if scenario else None
     with Progress(quiet=quiet) as progress:
-        if config:
-            outcome = api.run(config, out=out, command=_command(), listeners=[progress])
+        if isinstance(target, Path):
+            progress.catch_up(api.load(target).events)
+            outcome = api.resume(target, command=context.obj, listeners=[progress])
         else:
-            assert resume is not None
-            outcome = api.resume(resume, command=_command(), listeners=[progress])
+            outcome = api.run(target, out=out, command=context.obj, listeners=[progress])
     return _finish(outcome, quiet)
 
 
@@ -128,15 +133,15 @@ def _show(
     """Print a scenario with every setting resolved, or its plan."""
     from fedcl.config import as_dict, load
 
-    config = load(scenario, overrides or ())
+    chosen = load(scenario, overrides or ())
     if plan:
         from fedcl.chart import plan_chart
 
-        typer.echo(plan_chart(config, shutil.get_terminal_size().columns))
+        typer.echo(plan_chart(chosen, shutil.get_terminal_size().columns))
     else:
         import yaml
 
-        typer.echo(yaml.safe_dump(as_dict(config), sort_keys=False, allow_unicode=True).rstrip())
+        typer.echo(yaml.safe_dump(as_dict(chosen), sort_keys=False, allow_unicode=True).rstrip())
     return OK
 
 
@@ -266,7 +271,8 @@ def _usage(error: click.ClickException) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; a user's mistake is one sentence on stderr, never a traceback."""
     try:
-        code: Any = app(args=arguments, prog_name="fedcl", standalone_mode=False)
+        typed = sys.argv[1:] if arguments is None else list(arguments)
+        code: Any = app(typed, prog_name="fedcl", standalone_mode=False, obj=shlex.join(["fedcl", *typed]))
         sys.stdout.flush()
         return int(code or OK)
     except ConfigError as error:

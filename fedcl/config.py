@@ -228,15 +228,15 @@ def _deeper(cls: type, name: str, path: str) -> str | None:
         block, where = _inner(each), _join(path, each.name)
         if block and name in _fields(block):
             return _join(where, name)
-        found = _deeper(block, name, where) if block else None
-        if found:
+        if block and (found := _deeper(block, name, where)):
             return found
     return None
 
 
 def _unknown(cls: type, name: str, value: Any, path: str) -> ConfigError:
-    found = _deeper(cls, name, path)
-    hint = f"; did you mean {found!r}?" if found else nearest(name, _fields(cls))
+    hint = nearest(name, _fields(cls))
+    if found := _deeper(cls, name, path):
+        hint = f"; did you mean {found!r}?"
     return ConfigError(f"unknown key {_join(path, name)!r} (= {value!r}){hint}")
 
 

@@ -1,7 +1,7 @@
 """What a run says while it runs, and its table of figures at the end."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -114,6 +114,14 @@ class Progress:
         react = getattr(self, f"_on_{event['event']}", None)
         if react:
             react(event)
+
+    def catch_up(self, events: Iterable[Event]) -> None:
+        """Take what a run that goes on has written before: its start, and how far it came."""
+        for event in events:
+            if event["event"] == "start":
+                self(event)
+            elif event["event"] == "evaluation":
+                self._accuracy = seen_accuracy(event)
 
     def line(self) -> Text:
         """Return the live line: round, tasks, loss, accuracy, client updates a second, time left."""

@@ -34,7 +34,16 @@ def available(stream: Stream, round: int, visits: Ints) -> Ints:
 
 
 def plan_round(
-    stream: Stream, round: int, visits: Ints, chosen: Ints, nodes: Ints, *, cohort: int, epochs: int, batch: int, joint: bool
+    stream: Stream,
+    round: int,
+    visits: Ints,
+    chosen: Ints,
+    nodes: Ints,
+    *,
+    cohort: int,
+    epochs: int,
+    batch: int,
+    joint: bool,
 ) -> list[Cohort]:
     """Cut the chosen clients into cohorts.
 
@@ -58,7 +67,9 @@ def plan_round(
         for begin in range(0, len(mine), cohort):
             rows = mine[begin : begin + cohort]
             cohorts.append(
-                Cohort(number=len(cohorts), node=int(node), clients=chosen[rows], tasks=tasks[rows], clocks=clocks[rows])
+                Cohort(
+                    number=len(cohorts), node=int(node), clients=chosen[rows], tasks=tasks[rows], clocks=clocks[rows]
+                )
             )
     return cohorts
 

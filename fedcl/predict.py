@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,8 +51,8 @@ def read_inputs(path: Path) -> NDArray[np.generic]:
     if path.suffix not in (".npy", ".npz", ".csv"):
         raise ConfigError(f"cannot predict {str(path)!r}: inputs come as .npy, .npz (array x) or .csv")
     try:
-        x = _csv(path) if path.suffix == ".csv" else np.load(path)
-        x = np.asarray(x["x"] if path.suffix == ".npz" else x)
+        loaded: Any = _csv(path) if path.suffix == ".csv" else np.load(path)
+        x = np.asarray(loaded["x"] if path.suffix == ".npz" else loaded)
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise ConfigError(f"cannot read inputs from {str(path)!r}: {str(error).splitlines()[0]}") from error
     if x.dtype.kind not in "buif" or not np.isfinite(x).all():

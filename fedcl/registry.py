@@ -17,6 +17,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "synthetic": "fedcl.streams.datasets:Synthetic",
         "mnist": "fedcl.streams.idx:MNIST",
         "fashion-mnist": "fedcl.streams.idx:FashionMNIST",
+        "idx": "fedcl.streams.idx:IDX",
     },
     "partitions": {
         "iid": "fedcl.streams.partition:IID",

@@ -98,5 +98,7 @@ def finish(folder: Path, weights: Tensors, plain: dict[str, Any]) -> None:
     """Write results.json from the journal, and the global model."""
     import safetensors.torch
 
-    safetensors.torch.save_file({name: each.contiguous() for name, each in weights.items()}, folder / "model.safetensors")
+    safetensors.torch.save_file(
+        {name: each.contiguous() for name, each in weights.items()}, folder / "model.safetensors"
+    )
     write_json(folder / "results.json", summarise(plain, read_events(folder)))

@@ -78,7 +78,9 @@ def sample(items: NDArray[np.int64], limit: int | None, seed: int, *parts: int) 
 
 
 @torch.no_grad()
-def measure(model: nn.Module, data: Source, items: NDArray[np.int64], tasks: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+def measure(
+    model: nn.Module, data: Source, items: NDArray[np.int64], tasks: NDArray[np.int64]
+) -> tuple[Tensor, Tensor]:
     """Return which items the model predicts right (n,) bool and their cross-entropies (n,), 1,024 at a time."""
     right, losses = [], []
     for start in range(0, len(items), 1024):

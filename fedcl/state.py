@@ -158,16 +158,13 @@ def _fill(file: int, header: Header, rows: Ints, out: Bytes, path: Path) -> None
 
 
 def read_rows(path: Path, rows: Ints, dtype: np.dtype[Any], clients: Ints | None = None) -> Records:
-    """Read some rows of a pack, and only those.
+    """Read some rows of a pack, and only those: (k,) records of `dtype`.
 
     Args:
         path: the pack.
         rows: (k,) row numbers, in any order.
         dtype: what the records must be.
         clients: (k,) whose records the rows must be; None: anyone's.
-
-    Returns:
-        (k,) records of `dtype`.
 
     Raises:
         BrokenState: the pack is missing, damaged, of other fields, or holds no such row of that client.
@@ -286,11 +283,7 @@ class Index:
 
     @staticmethod
     def restore(tensors: "Mapping[str, torch.Tensor]", facts: Mapping[str, Any]) -> "Index":
-        """Return the index that gave these `tensors()` and `facts()`; other tensors and facts may stand beside them.
-
-        Raises:
-            BrokenState: they are not those of an index.
-        """
+        """Return the index that gave these `tensors()` and `facts()`; BrokenState if they are not those of an index."""
         try:
             packs, checksums, sizes = (list(facts[name]) for name in ("packs", "checksums", "sizes"))
             pack, row = (tensors[name].numpy() for name in ("index.pack", "index.row"))
@@ -321,16 +314,13 @@ class PackStore:
         return self.folder / safe(name)
 
     def load(self, clients: Ints, packs: Sequence[str | None], rows: Ints, fresh: Records) -> Records:
-        """Read clients' newest records, pack by pack.
+        """Read clients' newest records (k,), pack by pack; they are copies of fresh's dtype.
 
         Args:
             clients: (k,) whose records.
             packs: pack of each, "" or None = never visited: gets a fresh record.
             rows: (k,) row within the pack.
             fresh: one fresh record, or one for each client (k,).
-
-        Returns:
-            (k,) records of fresh's dtype, free to be changed.
 
         Raises:
             BrokenState: a pack is missing or damaged, or holds another client there.

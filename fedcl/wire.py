@@ -107,7 +107,9 @@ def decode(record: RecordDict) -> Any:
         found["weights"] = found["weights"].get("weights")
     found |= {**unpack(record.array_records["arrays"]), **facts}
     if "errors" in found:
-        found["errors"] = [ClientError(**{k: error[k] for k in ("client", "error", "traceback")}) for error in found["errors"]]
+        found["errors"] = [
+            ClientError(**{k: error[k] for k in ("client", "error", "traceback")}) for error in found["errors"]
+        ]
     try:
         message = cls(**{each.name: found[each.name] for each in fields(cls) if each.name in found})
     except TypeError as error:

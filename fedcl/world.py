@@ -1,10 +1,11 @@
 """A resolved configuration made concrete once a process: the scenario and its stream."""
 
 import json
+from dataclasses import replace
 from functools import lru_cache
 
 from fedcl import config
-from fedcl.config import Scenario
+from fedcl.config import ClientConfig, EngineConfig, Scenario
 from fedcl.streams import Stream, build_stream
 
 
@@ -22,8 +23,13 @@ def scenario_of(text: str) -> Scenario:
     return config.load(config.parse(text, "the run's configuration"))
 
 
-@lru_cache(maxsize=2)
 def world(text: str) -> tuple[Scenario, Stream]:
-    """Return a configuration's scenario and stream; server, inline clients and the command line share them."""
+    """Return a configuration's scenario and stream; server, inline clients and the command line share the stream."""
     scenario = scenario_of(text)
-    return scenario, build_stream(scenario)
+    # Engine and client settings have no part in the stream: leaving them out lets configurations share it.
+    return scenario, _stream(as_text(replace(scenario, engine=EngineConfig(), client=ClientConfig())))
+
+
+@lru_cache(maxsize=2)
+def _stream(text: str) -> Stream:
+    return build_stream(config.build(Scenario, json.loads(text)))

@@ -102,7 +102,7 @@ def _reply(federation: Federation, round: int, clients: Ints, message: Message |
         problem = (traceback.strip().splitlines() or ["no reason given"])[-1]
     elif message is not None:
         try:
-            reply = wire.decode(message.content)
+            reply: EvaluateReply = wire.decode(message.content)
             shape = (len(clients), len(federation.stream.tasks))
             fits = isinstance(reply, EvaluateReply) and reply.correct.shape == shape and reply.items.shape == shape
             if fits and (reply.clients == clients).all() and (reply.correct <= reply.items).all():

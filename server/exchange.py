@@ -28,9 +28,7 @@ class Roster:
         return self.nodes >= 0
 
 
-def exchange(
-    grid: Grid, messages: Sequence[Message], deadline: float, stop: StopRequest
-) -> Iterator[Message | None]:
+def exchange(grid: Grid, messages: Sequence[Message], deadline: float, stop: StopRequest) -> Iterator[Message | None]:
     """Send messages and yield their replies in the order of the messages; None for one that did not come in time.
 
     Args:
@@ -78,5 +76,3 @@ def _roster(hosts: dict[int, Ints], clients: int) -> Roster:
         own = hosts[node]
         nodes[own[(own >= 0) & (own < clients)]] = number
     return Roster(tuple(ids), nodes)
-
-

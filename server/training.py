@@ -43,7 +43,9 @@ def train(federation: Federation, state: State, round: int, cohorts: Sequence[Co
     dtype = next(iter(state.weights.values())).dtype
     done = Round(total=torch.zeros(federation.answer.size, dtype=dtype))
     index, messages = state.index, _messages(federation, state, round, cohorts)
-    for cohort, message in zip(cohorts, exchange(federation.grid, messages, _deadline(federation), federation.stop), strict=True):
+    for cohort, message in zip(
+        cohorts, exchange(federation.grid, messages, _deadline(federation), federation.stop), strict=True
+    ):
         reply = _accepted(federation.answer, cohort, round, message, done)
         if reply is None or not len(reply.clients):
             continue

@@ -159,7 +159,7 @@ def test_the_environment_names_the_root(root: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("FEDCL_DATA", str(root))
     assert np.sort(build_stream(Scenario(stream=stream)).dataset.y).tolist() == [0, 1, 2]
     monkeypatch.delenv("FEDCL_DATA")
-    with pytest.raises(ConfigError, match="set data.root or FEDCL_DATA"):
+    with pytest.raises(ConfigError, match=r"set data\.root or FEDCL_DATA"):
         build_stream(Scenario(stream=stream))
     assert len(build_stream(Scenario(stream=stream, data=DataConfig(root=str(root)))).dataset.y) == 3
 

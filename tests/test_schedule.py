@@ -1,5 +1,7 @@
 """Walk the rounds and count: every schedule brings every client through its whole stream, in its own time."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -23,7 +25,7 @@ def walk(timeline: Timeline) -> np.ndarray:
 def runs(tasks: np.ndarray) -> list[tuple[int, int]]:
     """Return (task, length) of each stretch of one client's column."""
     edges = np.flatnonzero(np.diff(tasks, prepend=-9, append=-9))
-    return [(int(tasks[a]), int(b - a)) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    return [(int(tasks[a]), int(b - a)) for a, b in pairwise(edges)]
 
 
 schedules = st.one_of(

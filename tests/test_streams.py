@@ -1,6 +1,7 @@
-"""From a scenario to the stream: tasks, cells, spans, masks and permutations, and the sentences where it is impossible."""
+"""From a scenario to the stream: tasks, cells, spans, masks and permutations, and what is impossible."""
 
 import time
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -43,9 +44,9 @@ streams = st.builds(
 @given(stream=streams)
 def test_cells_of_a_task_are_disjoint_and_cover_it(stream: Stream):
     for task in stream.tasks:
-        cells = [stream.train.cell(client, task.id).tolist() for client in range(len(stream.train.count))]
+        cells = [stream.train.cell(client, task.id) for client in range(len(stream.train.count))]
         expected = np.flatnonzero(np.isin(stream.dataset.y, task.classes))
-        assert sorted(sum(cells, [])) == expected.tolist()
+        assert sorted(np.concatenate(cells).tolist()) == expected.tolist()
 
 
 @given(stream=streams)
@@ -74,7 +75,7 @@ def test_spans_of_a_position_cover_its_cell(stream: Stream):
         spans = [stream.span(int(client), int(task), clock) for clock in clocks]
         count = int(stream.train.count[client, task])
         if timeline.online:
-            assert sum((list(range(*span)) for span in spans), []) == list(range(count))
+            assert list(chain.from_iterable(range(*span) for span in spans)) == list(range(count))
             sizes = [stop - start for start, stop in spans]
             assert max(sizes) - min(sizes) <= 1
         else:

@@ -46,4 +46,3 @@ class Memory(Settings):
             (k, o) slot of each item, -1 where it is not kept. Of two items for one slot the later stays.
         """
         raise NotImplementedError
-

@@ -16,7 +16,8 @@ from fedcl.keys import Bits, at, below
 
 def _nth(matches: NDArray[np.bool_], n: Ints) -> Ints:
     """Return the column of the n-th (from 0) True of each row (k, m)."""
-    return np.argmax(np.cumsum(matches, axis=1) == (n + 1)[:, None], axis=1)
+    column: Ints = np.argmax(np.cumsum(matches, axis=1) == (n + 1)[:, None], axis=1)
+    return column
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ into another result.
 
 import os
 from dataclasses import replace
+from typing import Literal
 
 from torch import nn
 
@@ -16,7 +17,7 @@ from fedcl.world import as_text, world
 STACKED_PARAMETERS = 200_000
 
 
-def device(scenario: Scenario) -> str:
+def device(scenario: Scenario) -> Literal["cpu", "cuda"]:
     """Return "cuda" or "cpu"."""
     if scenario.engine.device != "auto":
         return scenario.engine.device

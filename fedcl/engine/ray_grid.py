@@ -46,7 +46,9 @@ def start_ray(address: str | None) -> None:
     if ray.is_initialized():
         return
     try:
-        ray.init(address=address, include_dashboard=None if address else False, log_to_driver=True, logging_level="ERROR")
+        ray.init(
+            address=address, include_dashboard=None if address else False, log_to_driver=True, logging_level="ERROR"
+        )
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise FederationError(f"engine.address = {address!r}: no Ray cluster answers there ({error})") from error
 
@@ -60,11 +62,11 @@ class RayGrid(LocalGrid):
         import ray
 
         self._ray, self._clients = ray, stream.timeline.order.shape[0]
-        world = ray.put(stream)
+        self._stream = ray.put(stream)
         actor = ray.remote(Worker).options(
             num_cpus=1, num_gpus=gpus, max_restarts=-1, max_task_retries=0, runtime_env={"env_vars": ENVIRONMENT}
         )
-        self._workers = [actor.remote(config, world) for _ in range(workers)]
+        self._workers = [actor.remote(config) for _ in range(workers)]
         self._idle, self._queue = deque(self._workers), deque[Call]()
         self._running: dict[Any, tuple[Any, Call]] = {}
         self._ready: list[Message] = []
@@ -101,7 +103,7 @@ class RayGrid(LocalGrid):
     def _dispatch(self) -> None:
         while self._idle and self._queue:
             worker, call = self._idle.popleft(), self._queue.popleft()
-            self._running[worker.carry_out.remote(call.weights, call.orders)] = (worker, call)
+            self._running[worker.carry_out.remote([self._stream], call.weights, call.orders)] = (worker, call)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return replies that are there; waits up to a second for the first."""

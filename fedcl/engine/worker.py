@@ -1,4 +1,4 @@
-"""The process behind a Ray actor: one site, kept warm; orders in, replies out. Imports no Ray."""
+"""The process behind a Ray actor: one site, kept warm; orders in, replies out."""
 
 import importlib
 import os
@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from fedcl.orders import Array, Order, Reply
-from fedcl.streams import Stream
 
 CARRIES_OUT = {"TrainOrder": "clients.work:train", "EvaluateOrder": "clients.evaluation:evaluate"}
 EMPTY = np.zeros(0, np.float32)
@@ -26,15 +25,22 @@ def found(reference: str) -> Any:
 class Worker:
     """Carries out orders on the data that all workers of a machine share through the object store."""
 
-    def __init__(self, config: str, stream: Stream) -> None:
-        self._site = found("clients.site:make_site")(config, stream)
+    def __init__(self, config: str) -> None:
+        self._config = config
+        self._site: Any = None
 
     def ready(self, token: str) -> tuple[int, bool]:
         """Return the process id and whether this machine sees the file `token` of the run directory."""
         return os.getpid(), Path(token).exists()
 
-    def carry_out(self, weights: Array, orders: Sequence[Order]) -> list[Reply | str]:
-        """Carry out the orders of one call, which share the weights; an order that fails gives its traceback."""
+    def carry_out(self, stream: Sequence[Any], weights: Array, orders: Sequence[Order]) -> list[Reply | str]:
+        """Carry out the orders of one call, which share the weights; an order that fails gives its traceback.
+
+        Args:
+            stream: one reference to the stream, fetched once in the life of this process.
+        """
+        if self._site is None:
+            self._site = found("clients.site:make_site")(self._config, found("ray:get")(stream[0]))
         return [self._carry_out(replace(order, weights=weights)) for order in orders]
 
     def _carry_out(self, order: Order) -> Reply | str:

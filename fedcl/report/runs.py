@@ -113,8 +113,17 @@ class Run:
 
     @cached_property
     def figures(self) -> list[Row]:
-        """Every global figure, with its reason where it is absent."""
-        return [Row(MEANING[n][0], self.figure(n), MEANING[n][1], self.absent(n)) for n in FIGURES]
+        """The global figures that are known."""
+        return [Row(MEANING[n][0], self.figure(n), MEANING[n][1]) for n in FIGURES if not self.absent(n)]
+
+    @cached_property
+    def absences(self) -> dict[str, list[str]]:
+        """The names of the absent global figures by the reason that they share."""
+        reasons: dict[str, list[str]] = {}
+        for name in FIGURES:
+            if self.absent(name):
+                reasons.setdefault(self.absent(name), []).append(MEANING[name][0])
+        return reasons
 
     @cached_property
     def fairness(self) -> list[tuple[str, list[str], str]]:
@@ -262,11 +271,15 @@ def read_run(directory: Path) -> Run:
     """
     path = directory / "events.jsonl"
     if not path.is_file():
-        raise ConfigError(f"{str(directory)!r} holds no run: it has no events.jsonl; name the folder that fedcl run wrote")
+        raise ConfigError(
+            f"{str(directory)!r} holds no run: it has no events.jsonl; name the folder that fedcl run wrote"
+        )
     try:
         log = collect(read_events(path))
         results = _recorded(directory) or summarise({"name": directory.name}, read_events(path))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{str(path)!r} is damaged ({error!r}): restore it, or leave {directory.name!r} out") from error
+        raise ConfigError(
+            f"{str(path)!r} is damaged ({error!r}): restore it, or leave {directory.name!r} out"
+        ) from error
     error_log = _optional(directory / "error.log")[-LOG_TAIL:]
     return Run(directory, results, log, _optional(directory / "config.yaml"), error_log)

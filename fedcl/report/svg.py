@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree as ET
 
-from fedcl.report.text import percent
+from fedcl.report.text import count, percent
 
-WIDTH = 460
+WIDTH = 420
 NAMED_LINES = 8  # as many lines have a colour, a dash and a name of their own; more are a ramp from first to last
 MOST_POINTS = 600
 MOST_VALUES = 12  # cells a side of a heat map up to which each carries its number
@@ -25,7 +25,9 @@ RAMP = ((59, 111, 212), (42, 161, 152), (217, 147, 43))
 
 def node(parent: ET.Element, tag: str, text: str = "", **attributes: Any) -> ET.Element:
     """Append an element; attribute names lose a trailing "_" and turn "_" to "-", floats are written short."""
-    plain = {k.rstrip("_").replace("_", "-"): f"{v:.5g}" if isinstance(v, float) else str(v) for k, v in attributes.items()}
+    plain = {
+        k.rstrip("_").replace("_", "-"): f"{v:.5g}" if isinstance(v, float) else str(v) for k, v in attributes.items()
+    }
     child = ET.SubElement(parent, tag, plain)
     child.text = text or None
     return child
@@ -34,7 +36,7 @@ def node(parent: ET.Element, tag: str, text: str = "", **attributes: Any) -> ET.
 def canvas(label: str, height: float, width: float = WIDTH) -> ET.Element:
     """Start a chart that says what it is to those who cannot see it."""
     root = ET.Element("svg", {"viewBox": f"0 0 {width:g} {height:g}", "role": "img", "aria-label": label})
-    root.set("style", f"max-width: {width * 1.4:.0f}px")
+    root.set("style", f"max-width: {width * 1.3:.0f}px")
     return root
 
 
@@ -82,8 +84,8 @@ class Frame:
     right: float
     top: float
     left: float = 46
-    width: float = WIDTH - 46 - 52
-    height: float = 206
+    width: float = WIDTH - 46 - 44
+    height: float = 190
     above: float = 24
 
     def x(self, value: float) -> float:
@@ -106,7 +108,7 @@ def _axes(root: ET.Element, frame: Frame, fractions: bool, x_name: str) -> None:
         if value <= frame.right:
             node(root, "text", f"{value:g}", class_="axis", x=frame.x(value), y=bottom + 17, text_anchor="middle")
     middle = frame.left + frame.width / 2
-    node(root, "text", x_name, class_="axis", x=middle, y=bottom + 34, text_anchor="middle")
+    node(root, "text", x_name, class_="axis", x=middle, y=bottom + 36, text_anchor="middle")
 
 
 def _path(line: Line, frame: Frame) -> str:
@@ -138,28 +140,37 @@ def _marks(root: ET.Element, frame: Frame, marks: Sequence[tuple[float, str]]) -
         node(root, "line", class_="mark", x1=place, x2=place, y1=frame.above - 6, y2=frame.above + frame.height)
         if place > free:
             node(root, "text", name, class_="mark-name", x=place, y=frame.above - 11, text_anchor="middle")
-            free = place + 7 * len(name) + 4
+            free = place + 8 * len(name) + 4
 
 
 def _draw(root: ET.Element, frame: Frame, lines: Sequence[Line]) -> None:
     """Draw the lines, then their names; of a ramp of many lines only the first and the last are named."""
     ramped = len(lines) > NAMED_LINES and all(line.colour is None for line in lines)
-    ends: dict[float, list[tuple[str, int, float]]] = {}
+    ends: dict[int, list[tuple[str, int, float, float]]] = {}
     for i, line in enumerate(lines):
         colour = (i if line.colour is None else line.colour) % NAMED_LINES
-        style = {"style": f"stroke: {ramp(i / (len(lines) - 1))}", "class_": "line"} if ramped else {"class_": f"line c{colour}"}
+        style = (
+            {"style": f"stroke: {ramp(i / (len(lines) - 1))}", "class_": "line"}
+            if ramped
+            else {"class_": f"line c{colour}"}
+        )
         node(node(root, "path", d=_path(line, frame), **style), "title", line.name)
         x, y = line.points[-1] if line.points else (0.0, None)
         if y is not None and (not ramped or i in (0, len(lines) - 1)):
-            ends.setdefault(x, []).append((line.name, -1 if ramped else colour, y))
-    for x, names in ends.items():
-        places = apart([frame.y(y) for _, _, y in names], 13, frame.above, frame.above + frame.height)
-        for (name, colour, _), y in zip(names, places, strict=True):
+            near = round(frame.x(x) / 40)  # names of lines that end close to each other could overlap
+            ends.setdefault(near, []).append((line.name, -1 if ramped else colour, x, y))
+    for names in ends.values():
+        places = apart([frame.y(y) for *_, y in names], 13, frame.above, frame.above + frame.height)
+        for (name, colour, x, _), y in zip(names, places, strict=True):
             node(root, "text", name, class_=f"name c{colour}" if colour >= 0 else "name", x=frame.x(x) + 6, y=y + 4)
 
 
 def line_chart(
-    lines: Sequence[Line], label: str, marks: Sequence[tuple[float, str]] = (), fractions: bool = True, x_name: str = "round"
+    lines: Sequence[Line],
+    label: str,
+    marks: Sequence[tuple[float, str]] = (),
+    fractions: bool = True,
+    x_name: str = "round",
 ) -> str:
     """Draw lines over rounds.
 
@@ -231,7 +242,7 @@ def ranking(values: dict[str, float], mean: float, label: str) -> str:
         label: what the chart shows, for screen readers.
     """
     order = sorted(values.items(), key=lambda item: item[1])
-    frame = Frame(right=len(order), top=1.0, above=12, width=WIDTH - 46 - 90)
+    frame = Frame(right=len(order), top=1.0, above=12, width=WIDTH - 46 - 88)
     root = canvas(label, frame.above + frame.height + 26)
     for value in ticks(1.0):
         y = frame.y(value)
@@ -246,7 +257,7 @@ def ranking(values: dict[str, float], mean: float, label: str) -> str:
     y = frame.y(mean)
     node(root, "line", class_="mean", x1=frame.left, x2=frame.left + frame.width, y1=y, y2=y)
     node(root, "text", f"mean {100 * mean:.1f}%", class_="name", x=frame.left + frame.width + 5, y=y + 4)
-    caption = f"{len(order)} clients, worst to best"
+    caption = f"{count(len(order))} clients, worst to best"
     node(root, "text", caption, class_="axis", x=frame.left + frame.width / 2, y=bottom + 18, text_anchor="middle")
     return written(root)
 

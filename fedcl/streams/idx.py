@@ -47,9 +47,7 @@ def _sizes(file: BinaryIO, dimensions: int, most: int) -> tuple[int, ...]:
     magic = bytes(_read_exactly(file, 4))
     if magic != bytes((0, 0, UNSIGNED_BYTE, dimensions)):
         expected = bytes((0, 0, UNSIGNED_BYTE, dimensions)).hex()
-        raise _Damaged(
-            f"begins with {magic.hex()} instead of {expected} (unsigned bytes, {dimensions} dimensions)"
-        )
+        raise _Damaged(f"begins with {magic.hex()} instead of {expected} (unsigned bytes, {dimensions} dimensions)")
     sizes = tuple(np.frombuffer(_read_exactly(file, 4 * dimensions), ">u4").tolist())
     if min(sizes) < 1 or math.prod(sizes) > most:
         raise _Damaged(f"announces sizes {sizes}, which a file of its length cannot hold")

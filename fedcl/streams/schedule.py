@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -55,6 +55,17 @@ class Timeline:
     def finished(self, before_positions: Ints, after_positions: Ints) -> NDArray[np.bool_]:
         """Return which clients (clients,) left a position between two moments; joining is not leaving."""
         return (before_positions >= 0) & (after_positions > before_positions)
+
+    def skipping(self, empty: NDArray[np.bool_]) -> "Timeline":
+        """Return the timeline in which a client spends no time at tasks (clients, tasks) that are empty for it.
+
+        Needed where the clock is the client's own visits: waiting for a visit to nothing would never end.
+        """
+        lengths = np.diff(self.begin, axis=1)
+        row, position = np.nonzero(self.order != NO_TASK)
+        lengths[row, position] *= ~empty[row, self.order[row, position]]
+        begin = np.concatenate([self.begin[:, :1], np.cumsum(lengths, axis=1)], axis=1)
+        return replace(self, begin=begin)
 
     def slots(self, clients: Ints, clocks: Ints) -> tuple[Ints, Ints]:
         """Return how far into its position each client is, and the position's length, (k,) each; 0 and 1 outside."""
@@ -162,7 +173,7 @@ class Entry(Settings):
             yield "tasks = []: must name at least one task"
         for task in self.tasks:
             if not 0 <= task < tasks:
-                yield f"tasks = {self.tasks}: there is no task {task}; with stream.tasks = {tasks} the last is {tasks - 1}"
+                yield f"tasks = {self.tasks}: there is no task {task}; the last is {tasks - 1} (stream.tasks)"
         if len(self.rounds) != len(self.tasks) or min(self.rounds, default=1) < 1:
             yield f"rounds = {self.rounds}: must be {len(self.tasks)} lengths of at least 1, one for each of tasks"
 

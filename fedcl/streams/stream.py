@@ -165,6 +165,8 @@ def build_stream(scenario: Scenario, dataset: Dataset | None = None) -> Stream:
     per_round = scenario.server.clients_per_round or config.clients
     timeline = config.schedule.timeline(config.clients, config.tasks, per_round, seed)
     train, test = _share_out(scenario, dataset, tasks)
+    if timeline.clock == "participations":
+        timeline = timeline.skipping(train.count == 0)
     return Stream(
         dataset=dataset,
         tasks=tasks,
