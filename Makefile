@@ -13,6 +13,7 @@ setup: $(VENV)/.installed
 
 # Stamps: what is installed once is not looked at again, until the requirements change.
 $(VENV)/.installed: pyproject.toml constraints.txt
+	@echo 'installing into $(VENV): once, a few minutes'
 	$(PYTHON) -m venv $(VENV)
 	cp constraints.txt $(VENV)/constraints.txt
 	if [ -n "$(TORCH)" ]; then $(PIP) install $(TORCH); sed -i.bak '/^torch==/d' $(VENV)/constraints.txt; fi

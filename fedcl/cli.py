@@ -231,12 +231,12 @@ def _predict(
     _check_run(directory)
     run = api.load(directory)
     stream, model = run.stream(), run.model()
-    shape = stream.dataset.x.shape[1:]
-    inputs = {path: fit(read_inputs(path), shape, str(path)) for path in files}
+    task = known_task(task, stream)
+    inputs = {path: fit(read_inputs(path), stream.dataset.x.shape[1:], str(path)) for path in files}
     lines = csv.writer(sys.stdout, lineterminator="\n")
     lines.writerow(("file", "row", "class", "probability"))
     for path, x in inputs.items():
-        for found in predict(model, stream, x, known_task(task, stream)):
+        for found in predict(model, stream, x, task):
             lines.writerow((path, found.row, found.label, f"{found.probability:.4f}"))
     return OK
 

@@ -147,7 +147,9 @@ def as_dict(node: Any) -> Plain:
     plain: Plain = {}
     for each in fields(node):
         value, kind = getattr(node, each.name), each.metadata.get("part")
-        if kind:
+        if kind and isinstance(value, str):  # a default that `build` has not looked up
+            plain[each.name] = {registry.chooser(kind): value}
+        elif kind:
             plain[each.name] = {registry.chooser(kind): registry.name_of(kind, value), **as_dict(value)}
         else:
             plain[each.name] = _plain(value)
@@ -298,11 +300,7 @@ def scenario_names() -> dict[str, Any]:
 
 
 def parse(text: str, source: str) -> Plain:
-    """Read YAML text as plain values; `source` names it in errors.
-
-    Raises:
-        ConfigError: it is not YAML, or its top is no block of named settings.
-    """
+    """Read YAML text as plain values; a ConfigError that names `source` if it is no block of named settings."""
     try:
         return _mapping(OmegaConf.to_container(OmegaConf.create(text), resolve=True), source)
     except AssertionError as error:  # OmegaConf's answer to a lone number

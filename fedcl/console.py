@@ -87,6 +87,7 @@ class Progress:
         self._errors = errors or Console(stderr=True, highlight=False)
         self._quiet = quiet
         self._live: Live | None = None
+        self._personal = False
         self._rounds, self._round, self._tasks = 0, 0, ""
         self._loss: float | None = None
         self._accuracy: float | None = None
@@ -142,7 +143,7 @@ class Progress:
             self._console.print(escape(text), soft_wrap=True)
 
     def _on_start(self, event: Event) -> None:
-        self._rounds = event["rounds"]
+        self._rounds, self._personal = event["rounds"], event.get("personal", False)
         what = f"{event['clients']} clients, {event['tasks']} tasks, {event['rounds']} rounds"
         self._say(f"{event['name']}: {what}, seed {event['seed']}, {event.get('device', 'cpu')}")
 
@@ -164,6 +165,15 @@ class Progress:
         accuracy = event.get("accuracy")
         per_task = " ".join(fraction(value) for value in accuracy) if accuracy else "absent, parameters are personal"
         self._say(f"round {event['round']}: {_tasks(event['tasks'])} ended; accuracy per task: {per_task}")
+
+    def _on_client_task_end(self, event: Event) -> None:
+        if not self._personal:
+            return
+        rows = [accuracy[task] for task, accuracy in zip(event["tasks"], event["accuracy"], strict=True) if accuracy]
+        known = [value for value in rows if value is not None]
+        mean = fraction(sum(known) / len(known) if known else None)
+        finished = f"{len(event['clients'])} clients finished a task"
+        self._say(f"round {event['round']}: {finished}; their own models' mean accuracy on it: {mean}")
 
     def _on_client_error(self, event: Event) -> None:
         self._errors.print(

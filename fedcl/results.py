@@ -6,12 +6,10 @@ Tasks that end in the same round share one model: figures count that moment once
 A client's own figures are measured on its own test items at its own task ends, with the weights it would use.
 """
 
-import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -154,14 +152,6 @@ def collect(events: Iterable[Event]) -> Log:
         if kind in ("start", "round"):
             log["end"] = {}  # the run was resumed
     return Log(**log, task_ends=task_ends, client_ends=client_ends, errors=errors)
-
-
-def read_events(path: Path) -> Iterator[Event]:
-    """Yield the events of a run's events.jsonl; a torn last line (the run was killed while writing it) is left out."""
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            if line.endswith("\n") and line.strip():
-                yield json.loads(line)
 
 
 def _end_figures(log: Log) -> dict[str, float]:

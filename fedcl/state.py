@@ -209,6 +209,13 @@ def _dtype_of(path: Path) -> np.dtype[np.void]:
         raise BrokenState(f"{path}: the header's fields are not those of a record ({error})") from error
 
 
+def read_pack(path: Path) -> tuple[Ints, Records]:
+    """Read a whole pack: whose records it holds (k,), and the records (k,)."""
+    with _opened(path) as file:
+        clients = np.array(_header(file, path).clients, np.int64)
+    return clients, read_rows(path, np.arange(len(clients)), _dtype_of(path))
+
+
 def safe(name: str) -> str:
     """Return a pack's name if it is a plain file name that ends in .pack.
 

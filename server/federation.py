@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +20,7 @@ from fedcl.interrupt import StopRequest
 from fedcl.journal import Journal
 from fedcl.orders import ClientError, Ints
 from fedcl.plan import Cohort
-from fedcl.state import Index, PackStore, records_digest
+from fedcl.state import BrokenState, Index, PackStore, records_digest
 from fedcl.streams import Stream
 from fedcl.world import as_text, world
 from server import checkpoint
@@ -45,6 +46,7 @@ class Federation:
     answer: Layout
     committed: tuple[int, float] = (0, 0.0)  # round and time of the last checkpoint
     synced: set[str] = field(default_factory=set)  # packs that it has forced onto the disk
+    kept: list[Index] = field(default_factory=list)  # of the kept checkpoints: their packs stay
     began: float = field(default_factory=time.monotonic)
 
     @staticmethod
@@ -96,7 +98,16 @@ class Federation:
         self.journal.truncate(state.offset if state else 0)
         self.committed = (state.round if state else -1, time.monotonic())
         self.began = time.monotonic() - (state.seconds if state else 0.0)
+        self.kept = [*self._older(), state.index] if state else []
         return state
+
+    def _older(self) -> list[Index]:
+        """Return the indices of the kept checkpoints before the newest; a damaged one is of no use to anybody."""
+        indices = []
+        for path in checkpoint.kept(self.folder / "checkpoints")[:-1]:
+            with suppress(BrokenState):
+                indices.append(restored(checkpoint.read(path), config.config_hash(self.scenario)).index)
+        return indices
 
     def _usable(self, found: checkpoint.Snapshot) -> None:
         index = restored(found, config.config_hash(self.scenario)).index
@@ -133,17 +144,13 @@ class Federation:
         packs = [self.packs.path(name) for name in index.packs if name not in self.synced] if self.packs else []
         size = checkpoint.save(folder, snapshot(state, config.config_hash(self.scenario)), packs)
         checkpoint.prune(folder, settings.keep)
-        self._collect(index)
+        self.kept = [*self.kept, index][-settings.keep :]
+        if self.packs:
+            self.packs.collect(self.kept)
         self.committed, self.synced = (state.round, time.monotonic()), set(index.packs)
         seconds = round_to(time.monotonic() - began)
         self.journal.write({"event": "checkpoint", "round": state.round, "seconds": seconds, "bytes": size})
         return state
-
-    def _collect(self, index: Index) -> None:
-        if self.packs:
-            older = [checkpoint.read(path) for path in checkpoint.kept(self.folder / "checkpoints")[:-1]]
-            indices = [restored(each, config.config_hash(self.scenario)).index for each in older]
-            self.packs.collect([index, *indices])
 
     def end(self, state: State, status: str) -> None:
         """Write the run's last event, results.json and the model."""

@@ -110,7 +110,7 @@ def test_wrong_types_name_key_and_value(override, key, value):
             "client.memory.size=0",
             "client.memory.size = 0: method 'derpp' replays from a memory; set client.memory.size above 0",
         ),
-        ("engine.stack=33", "engine.stack = 33: must be at most engine.cohort = 32"),
+        ("engine={stack: 9, cohort: 8}", "engine.stack = 9: must be at most engine.cohort = 8"),
     ],
 )
 def test_impossible_values_are_told_in_one_sentence(override, expected):

@@ -36,7 +36,8 @@ def results(**changes: Any) -> dict[str, Any]:
         "metrics": {"acc": 0.8125, "aia": 0.9, "forgetting": 0.125, "bwt": -0.125, "plasticity": 0.95},
         "clients": {"acc": {"mean": 0.75, "std": 0.1, "worst": 0.5, "worst10": 0.5}},
         "cost": {
-            "client_updates": 1500, "bytes_up": 4_100_000, "bytes_down": 900, "seconds": 61.2, "updates_per_second": 24.5,
+            "client_updates": 1500, "bytes_up": 4_100_000, "bytes_down": 900, "seconds": 61.2,
+            "updates_per_second": 24.5,
         },
     }  # fmt: skip
     return whole | changes
@@ -131,6 +132,22 @@ def test_personal_parameters_are_said_to_be_the_reason():
     progress, said, _ = recorded()
     progress({"event": "task_end", "round": 4, "tasks": [0], "accuracy": None})
     assert said.getvalue() == "round 4: task 0 ended; accuracy per task: absent, parameters are personal\n"
+
+
+def test_personal_models_are_told_by_their_own_task_ends():
+    progress, said, _ = recorded()
+    ends = {"event": "client_task_end", "round": 4, "clients": [0, 2], "tasks": [1, 0]}
+    accuracy = [[0.5, 1.0], [0.5, 0.25]]
+    progress({**START, "personal": True})
+    progress({**ends, "accuracy": accuracy})
+    progress({**ends, "accuracy": [None, [None, 1.0]]})
+    progress({**START, "personal": False})
+    progress({**ends, "accuracy": accuracy})
+    lines = [line for line in said.getvalue().splitlines() if "finished" in line]
+    assert lines == [
+        "round 4: 2 clients finished a task; their own models' mean accuracy on it: 0.750",
+        "round 4: 2 clients finished a task; their own models' mean accuracy on it: -",
+    ]
 
 
 def test_a_failed_client_is_told_at_once_by_name_and_round_even_when_quiet():

@@ -2,12 +2,11 @@
 
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fedcl.results import FIGURES, client_figures, collect, read_events, summarise
+from fedcl.results import FIGURES, client_figures, collect, summarise
 
 Event = dict[str, Any]
 # Three tasks of two rounds each. Rounds 0..6: accuracy on tasks 0, 1, 2 (None would be unknown).
@@ -265,12 +264,6 @@ def test_a_task_of_no_client_is_no_part_of_the_stream() -> None:
     result = summarise({}, [*two, {**END, "round": 4}])
     assert result["task_order"] == [0, 1]
     assert result["metrics"]["acc"] == pytest.approx(0.75)
-
-
-def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
-    path = tmp_path / "events.jsonl"
-    path.write_text("".join(json.dumps(event) + "\n" for event in events())[:-20])
-    assert list(read_events(path)) == events()[:-1]
 
 
 def test_infinite_numbers_never_reach_the_file() -> None:

@@ -43,13 +43,13 @@ class Forward:
 
     def __init__(self, call: Callable[[Tensor], Tensor], parameters: Tensors) -> None:
         self._call, self.parameters = call, parameters
-        self._known: dict[int, Tensor] = {}
+        self._known: dict[int, tuple[Tensor, Tensor]] = {}  # with the input: an id may be used again once it is freed
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return logits (b, classes) of inputs (b, *shape), not masked."""
         if id(x) not in self._known:
-            self._known[id(x)] = self._call(x)
-        return self._known[id(x)]
+            self._known[id(x)] = x, self._call(x)
+        return self._known[id(x)][1]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,8 @@
 
 While there is room every item is kept. Then an item of a class that never was the largest displaces a random item of
 the largest class; an item of a class that is or was the largest ("full") displaces one of its own class with
-probability m_c / n_c (held / seen of the class). The paper leaves ties open: the lowest class is taken as the largest.
+probability m_c / n_c (held / seen of the class). Several classes can be the largest: all of them are full, and the
+displaced item is drawn from all of theirs. Which class is the largest counts from when the memory is filled.
 """
 
 from dataclasses import dataclass
@@ -44,20 +45,19 @@ class ClassBalanced(Memory):
         filled = np.arange(self.size) < count[:, None]
         sizes = ((held[rows][:, :, None] == np.arange(classes)) & filled[:, :, None]).sum(axis=1)
         room = count < self.size
-        largest = sizes.argmax(axis=1)
-        full = records["class_full"][rows]
-        full[~room, largest[~room]] = True
+        largest = sizes == sizes.max(axis=1, keepdims=True)
+        full = records["class_full"][rows] | (largest & ~room[:, None])
         records["class_full"][rows] = full
         records["class_seen"][rows, label] += 1
         records["seen"][rows] += 1
         records["count"][rows] = np.minimum(count + 1, self.size)
 
+        of_largest = np.take_along_axis(largest, held[rows], axis=1)
         own = full[np.arange(len(rows)), label]
-        victim = np.where(own, label, largest)
-        victims = sizes[np.arange(len(rows)), victim]
-        draw = at(keys, 2 * number)
-        taken = ~own | (below(draw, records["class_seen"][rows, label]) < victims)
-        place = _nth((held[rows] == victim[:, None]) & filled, below(at(keys, 2 * number + 1), victims))
+        matches = np.where(own[:, None], held[rows] == label[:, None], of_largest) & filled
+        victims = matches.sum(axis=1)
+        taken = ~own | (below(at(keys, 2 * number), records["class_seen"][rows, label]) < victims)
+        place = _nth(matches, below(at(keys, 2 * number + 1), victims))
         slot = np.where(room, count, np.where(taken & (victims > 0), place, -1))
         kept = slot >= 0
         held[rows[kept], slot[kept]] = label[kept]

@@ -57,4 +57,4 @@ def write_report(directories: Sequence[Path], out: Path) -> None:
     """
     html = page([read_run(Path(each)) for each in directories])
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(html, encoding="utf-8")
+    out.write_text(html, encoding="utf-8", errors="replace")  # JSON may carry half a surrogate pair

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from fedcl.errors import ConfigError
+from fedcl.errors import ConfigError, FederationError
+from fedcl.journal import ERRORS, EVENTS, read_events
 from fedcl.report import svg, text
-from fedcl.results import FIGURES, SCHEMA, Log, client_figures, collect, read_events, summarise
+from fedcl.results import FIGURES, SCHEMA, Log, client_figures, collect, summarise
 
 # What each figure is called, what it says, and whether it is a difference of accuracies.
 MEANING: dict[str, tuple[str, str, bool]] = {
@@ -30,7 +31,6 @@ MEANING: dict[str, tuple[str, str, bool]] = {
     "wp10": ("WP-10", "largest rise within 10 evaluations", True),
 }
 STATUS = {"finished": "✓", "running": "●", "stopped": "■", "failed": "✕"}
-MOST_ERRORS = 20
 LOG_TAIL = 20_000
 
 
@@ -190,9 +190,9 @@ class Run:
         return [(float(round), f"T{task}") for round, task in zip(ends.rounds, ends.ended, strict=True)]
 
     @cached_property
-    def mean_line(self) -> list[tuple[float, float | None]]:
+    def mean_line(self) -> svg.Points:
         """Mean accuracy on the tasks begun so far, at each evaluation."""
-        points = []
+        points: svg.Points = []
         for round, event in sorted(self.log.evaluations.items()):
             pairs = zip(event.get("accuracy") or (), event.get("started") or (), strict=False)
             known = [value for value, started in pairs if started and value is not None]
@@ -201,7 +201,7 @@ class Run:
         return points
 
     @cached_property
-    def cost_line(self) -> list[tuple[float, float | None]]:
+    def cost_line(self) -> svg.Points:
         """The same accuracy against the megabytes sent by then, both ways."""
         sent, total = {0: 0.0}, 0.0
         for round, event in sorted(self.log.rounds.items()):
@@ -221,7 +221,7 @@ class Run:
     @cached_property
     def loss_chart(self) -> str:
         """The terms of the clients' loss over rounds; "" where there is none."""
-        terms: dict[str, list[tuple[float, float | None]]] = {}
+        terms: dict[str, svg.Points] = {}
         for round, event in sorted(self.log.rounds.items()):
             for name, value in (event.get("loss") or {}).items():
                 terms.setdefault(str(name), []).append((float(round), text.number(value)))
@@ -240,7 +240,7 @@ def _rate(value: Any) -> str:
     return f"{text.count(value)} updates a second" if text.number(value) else ""
 
 
-def _points(rounds: list[int], values: Any) -> list[tuple[float, float | None]]:
+def _points(rounds: list[int], values: Any) -> svg.Points:
     return [(float(r), None if np.isnan(v) else float(v)) for r, v in zip(rounds, values, strict=True)]
 
 
@@ -269,17 +269,18 @@ def read_run(directory: Path) -> Run:
     Raises:
         ConfigError: there is no events.jsonl, or it is damaged.
     """
-    path = directory / "events.jsonl"
+    path = directory / EVENTS
     if not path.is_file():
         raise ConfigError(
             f"{str(directory)!r} holds no run: it has no events.jsonl; name the folder that fedcl run wrote"
         )
     try:
-        log = collect(read_events(path))
-        results = _recorded(directory) or summarise({"name": directory.name}, read_events(path))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        log = collect(read_events(directory))
+        _ = log.series, log.ends, log.clients, client_figures(log)  # damage shows here, not in the middle of the page
+        results = _recorded(directory) or summarise({"name": directory.name}, read_events(directory))
+    except (FederationError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"{str(path)!r} is damaged ({error!r}): restore it, or leave {directory.name!r} out"
         ) from error
-    error_log = _optional(directory / "error.log")[-LOG_TAIL:]
+    error_log = _optional(directory / ERRORS)[-LOG_TAIL:]
     return Run(directory, results, log, _optional(directory / "config.yaml"), error_log)

@@ -1,4 +1,4 @@
-"""Charts as inline SVG, built as an element tree: every text is escaped by the writer, colours come from the page's CSS.
+"""Charts as inline SVG, built as an element tree: its writer escapes every text; colours come from the page's CSS.
 
 A chart is drawn `WIDTH` units wide, so that its letters stay readable on a telephone and it can grow on a wide screen.
 Colour is never the only sign: lines are named at their ends and dashed in turn, cells carry their number.
@@ -17,10 +17,13 @@ NAMED_LINES = 8  # as many lines have a colour, a dash and a name of their own; 
 MOST_POINTS = 600
 MOST_VALUES = 12  # cells a side of a heat map up to which each carries its number
 MOST_TITLES = 40
+MOST_LETTERS = 14  # of a name at a line's end; its title has the whole name
 HIGH = 0.62  # cells above are so deep that their number turns to the ground's colour
 MOST_BARS = 60
 # A ramp that reads on light and dark ground and without red-green vision: blue, teal, amber.
 RAMP = ((59, 111, 212), (42, 161, 152), (217, 147, 43))
+
+Points = list[tuple[float, float | None]]
 
 
 def node(parent: ET.Element, tag: str, text: str = "", **attributes: Any) -> ET.Element:
@@ -70,10 +73,10 @@ def apart(heights: Sequence[float], gap: float, top: float, bottom: float) -> li
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a chart: a short name, its points (None: unknown, the line breaks), and its colour if it has a fixed one."""
+    """One line of a chart: a short name, its points (unknown: the line breaks), and its colour if that is fixed."""
 
     name: str
-    points: list[tuple[float, float | None]]
+    points: Points
     colour: int | None = None
 
 
@@ -143,6 +146,11 @@ def _marks(root: ET.Element, frame: Frame, marks: Sequence[tuple[float, str]]) -
             free = place + 8 * len(name) + 4
 
 
+def short(name: str) -> str:
+    """Return a name that has room beside a chart."""
+    return name if len(name) <= MOST_LETTERS else name[: MOST_LETTERS - 1] + "…"
+
+
 def _draw(root: ET.Element, frame: Frame, lines: Sequence[Line]) -> None:
     """Draw the lines, then their names; of a ramp of many lines only the first and the last are named."""
     ramped = len(lines) > NAMED_LINES and all(line.colour is None for line in lines)
@@ -160,9 +168,16 @@ def _draw(root: ET.Element, frame: Frame, lines: Sequence[Line]) -> None:
             near = round(frame.x(x) / 40)  # names of lines that end close to each other could overlap
             ends.setdefault(near, []).append((line.name, -1 if ramped else colour, x, y))
     for names in ends.values():
-        places = apart([frame.y(y) for *_, y in names], 13, frame.above, frame.above + frame.height)
+        places = apart([frame.y(y) for *_, y in names], 13, frame.above, frame.above + frame.height - 5)
         for (name, colour, x, _), y in zip(names, places, strict=True):
-            node(root, "text", name, class_=f"name c{colour}" if colour >= 0 else "name", x=frame.x(x) + 6, y=y + 4)
+            node(
+                root,
+                "text",
+                short(name),
+                class_=f"name c{colour}" if colour >= 0 else "name",
+                x=frame.x(x) + 6,
+                y=y + 4,
+            )
 
 
 def line_chart(
@@ -183,7 +198,9 @@ def line_chart(
     """
     values = [y for line in lines for _, y in line.points if y is not None]
     right = max((x for line in lines for x, _ in line.points), default=1)
-    frame = Frame(right=max(right, 1), top=1.0 if fractions else ticks(max(values, default=1.0))[-1])
+    margin = max(44, 12 + 8 * max((len(short(line.name)) for line in lines), default=0))
+    top = 1.0 if fractions else ticks(max(values, default=1.0))[-1]
+    frame = Frame(right=max(right, 1), top=top, width=WIDTH - 46 - margin)
     root = canvas(label, frame.above + frame.height + 42)
     _axes(root, frame, fractions, x_name)
     _marks(root, frame, marks)
@@ -193,7 +210,13 @@ def line_chart(
 
 def _cell(root: ET.Element, x: float, y: float, w: float, h: float, value: float | None, mark: bool) -> ET.Element:
     """Draw one cell; the deeper the value, the more of the heat colour (the page's CSS) covers the ground."""
-    box = {"x": x + 1, "y": y + 1, "width": max(w - 2, 0.5), "height": max(h - 2, 0.5), "rx": 3 if w > 12 else 0}
+    box: dict[str, Any] = {
+        "x": x + 1,
+        "y": y + 1,
+        "width": max(w - 2, 0.5),
+        "height": max(h - 2, 0.5),
+        "rx": 3 if w > 12 else 0,
+    }
     edge = " just" if mark else ""
     if value is None:
         return node(root, "rect", class_=f"cell unknown{edge}", **box)
@@ -242,7 +265,7 @@ def ranking(values: dict[str, float], mean: float, label: str) -> str:
         label: what the chart shows, for screen readers.
     """
     order = sorted(values.items(), key=lambda item: item[1])
-    frame = Frame(right=len(order), top=1.0, above=12, width=WIDTH - 46 - 88)
+    frame = Frame(right=len(order), top=1.0, above=12, width=WIDTH - 46 - 52)
     root = canvas(label, frame.above + frame.height + 26)
     for value in ticks(1.0):
         y = frame.y(value)
@@ -256,7 +279,8 @@ def ranking(values: dict[str, float], mean: float, label: str) -> str:
         _area(root, frame, [value for _, value in order[tenth - 1 :]], tenth - 1, "area")
     y = frame.y(mean)
     node(root, "line", class_="mean", x1=frame.left, x2=frame.left + frame.width, y1=y, y2=y)
-    node(root, "text", f"mean {100 * mean:.1f}%", class_="name", x=frame.left + frame.width + 5, y=y + 4)
+    for below, words in ((-2, "mean"), (13, percent(mean))):
+        node(root, "text", words, class_="name", x=frame.left + frame.width + 6, y=y + below)
     caption = f"{count(len(order))} clients, worst to best"
     node(root, "text", caption, class_="axis", x=frame.left + frame.width / 2, y=bottom + 18, text_anchor="middle")
     return written(root)
@@ -266,7 +290,12 @@ def _bars(root: ET.Element, frame: Frame, order: Sequence[tuple[str, float]], te
     step = min(frame.width / len(order), 56.0)
     left = frame.left + (frame.width - step * len(order)) / 2
     for i, (name, value) in enumerate(order):
-        box = {"x": left + step * (i + 0.1), "width": step * 0.8, "y": frame.y(value), "rx": 2 if step > 8 else 0}
+        box: dict[str, Any] = {
+            "x": left + step * (i + 0.1),
+            "width": step * 0.8,
+            "y": frame.y(value),
+            "rx": 2 if step > 8 else 0,
+        }
         style = "bar worst" if i < tenth else "bar"
         bar = node(root, "rect", class_=style, height=frame.above + frame.height - frame.y(value), **box)
         node(bar, "title", f"client {name}: {100 * value:.1f}%")
