@@ -1,4 +1,4 @@
-"""The Flower ClientApp: decode, do the work of `clients.work`, encode. A node hosts clients, a message lists clients."""
+"""The Flower ClientApp: decode, work, encode. A node hosts clients, a message lists clients."""
 
 from pathlib import Path
 

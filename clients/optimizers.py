@@ -1,7 +1,7 @@
 """Local optimisers over stacked parameters: each step returns what to add, so that transforms can still bend it.
 
-Tensors have the client in front (k, *shape). Buffers are changed in place; only the k clients still training are passed,
-so momentum and bias correction of a client that has finished never move.
+Tensors have the client in front (k, *shape). Buffers are changed in place; only the k clients still training are
+passed, so momentum and bias correction of a client that has finished never move.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""A client's state as data: one record of a numpy structured dtype, the same in a pack, in memory and on a real node."""
+"""A client's state as data: one record of a numpy structured dtype, the same in a pack and on a real node."""
 
 import numpy as np
 

@@ -103,7 +103,7 @@ class EvaluateConfig(Settings):
 
     every: int = setting(5, "rounds between evaluations of the global model; 0: only when tasks end", low=0)
     clients: int | None = setting(
-        None, "clients evaluated on their own stream (a keyed fixed sample); default: all", low=1
+        None, "clients evaluated on their own stream (a keyed fixed sample); default: all", low=0
     )
     samples: int | None = setting(None, "test items a task (a keyed fixed sample); default: all", low=1)
     score: Literal["accuracy"] = setting("accuracy", "what fills the accuracy matrix")

@@ -25,12 +25,13 @@ class Cohort:
     clocks: Ints
 
 
-def available(stream: Stream, round: int, visits: Ints) -> Ints:
+def available(stream: Stream, round: int, visits: Ints, *, joint: bool) -> Ints:
     """Return the clients that have something to train on in this round, ascending."""
     clocks = stream.timeline.clocks(round, visits)
     tasks = stream.timeline.tasks(stream.timeline.positions(clocks))
     clients = np.flatnonzero(tasks >= 0)
-    return clients[stream.train.count[clients, tasks[clients]] > 0]
+    items = stream.totals[clients] if joint else stream.train.count[clients, tasks[clients]]
+    return clients[items > 0]
 
 
 def plan_round(

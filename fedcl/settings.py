@@ -1,4 +1,4 @@
-"""Hyper-parameters: a frozen dataclass is the configuration schema, the range check, the help text and the docs table."""
+"""Hyper-parameters: a frozen dataclass is schema, range check, help text and docs table in one."""
 
 import math
 from dataclasses import dataclass, field, fields
@@ -22,7 +22,10 @@ def setting(
     high: float | None = None,
     below: float | None = None,
 ) -> Any:
-    """Declare one setting of a `Settings` dataclass: default, help text and range (low <= v <= high, above < v < below)."""
+    """Declare one setting of a `Settings` dataclass: default, help text and range.
+
+    low <= value <= high, above < value < below.
+    """
     bounds = {"low": low, "above": above, "high": high, "below": below}
     metadata = {"help": help, **{k: v for k, v in bounds.items() if v is not None}}
     if isinstance(default, list | dict):

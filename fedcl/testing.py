@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fedcl import api, config, registry
 from fedcl.config import Scenario
 from fedcl.errors import ConfigError, FederationError, nearest
@@ -39,7 +37,10 @@ TINY: dict[str, Any] = {
         "partition": {"kind": "dirichlet", "alpha": 1.0}, "schedule": {"kind": "synchronous", "rounds_per_task": 4},
     },
     "model": {"name": "mlp", "width": 12, "dtype": "float64"},
-    "client": {"method": "er", "memory": {"policy": "reservoir", "size": 9}, "optimizer": {"name": "sgd", "lr": 0.05}, "batch": 8},
+    "client": {
+        "method": "er", "memory": {"policy": "reservoir", "size": 9}, "optimizer": {"name": "sgd", "lr": 0.05},
+        "batch": 8,
+    },
     "server": {"clients_per_round": 5},
     "engine": {"kind": "inline", "cohort": 3, "stack": 1},
     "checkpoint": {"seconds": 0},
@@ -69,7 +70,9 @@ def kind_of(reference: str) -> str:
     cls = registry.find("client_methods", reference)
     kinds = [kind for method, kind in KINDS.items() if callable(getattr(cls, method, None))]
     if len(kinds) != 1:
-        raise ConfigError(f"{reference!r} is no part of fedcl: it must have exactly one of these methods{nearest('', KINDS)}")
+        raise ConfigError(
+            f"{reference!r} is no part of fedcl: it must have exactly one of these methods{nearest('', KINDS)}"
+        )
     return kinds[0]
 
 

@@ -13,7 +13,7 @@ from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid
 
 from fedcl import config, plan, rundir, wire
-from fedcl.answers import Layout, Tensors, answer_layout
+from fedcl.answers import Layout, answer_layout
 from fedcl.config import Scenario
 from fedcl.digest import digest
 from fedcl.interrupt import StopRequest
@@ -201,12 +201,13 @@ class Federation:
     def plan(self, state: State, round: int) -> list[Cohort]:
         """Select clients for a round and cut them into cohorts."""
         server, client, seed = self.scenario.server, self.scenario.client, self.scenario.seed
-        there = plan.available(self.stream, round, state.visits)
+        joint = self.scenario.stream.joint
+        there = plan.available(self.stream, round, state.visits, joint=joint)
         there = there[self.roster.reachable[there]]
         chosen = server.selection.select(there, server.clients_per_round or len(there), seed=seed, round=round)
         return plan.plan_round(
             self.stream, round, state.visits, chosen, self.roster.nodes, cohort=self.scenario.engine.cohort,
-            epochs=client.epochs, batch=client.batch, joint=self.scenario.stream.joint,
+            epochs=client.epochs, batch=client.batch, joint=joint,
         )  # fmt: skip
 
     def ended(self, before: State, after: State, round: int) -> tuple[list[int], tuple[Ints, Ints]]:

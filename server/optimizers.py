@@ -1,4 +1,4 @@
-"""Server optimisers: what is done with the mean update D before it is added (Reddi et al., ICLR 2021, arXiv:2003.00295).
+"""Server optimisers: what is done with the mean update D before it is added.
 
 The papers average uniformly: set `server.weights: uniform` to follow them to the letter.
 """

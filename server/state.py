@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from fedcl.answers import Tensors

@@ -13,7 +13,9 @@ from clients.site import Site
 from clients.work import train
 from fedcl import api, config, plan
 from fedcl.config import Plain, Scenario
+from fedcl.journal import read_events
 from fedcl.orders import TrainOrder, TrainReply
+from fedcl.results import HASHES
 from fedcl.streams import Dataset, Partition, build_stream
 
 TINY: Plain = {
@@ -42,6 +44,18 @@ def run(scenario: Scenario, folder: Path) -> dict[str, Any]:
     outcome = api.run(scenario, out=folder)
     assert outcome.code == 0, outcome.error
     return outcome.results
+
+
+def hashes(results: Plain) -> list[str]:
+    """Return the three hashes of a finished run."""
+    assert results["status"] == "finished"
+    return [results[name] for name in HASHES]
+
+
+def journal(folder: Path) -> list[Plain]:
+    """Return a run's events without what may differ between two runs of the same: times, command, checkpoints."""
+    events = [event for event in read_events(folder) if event["event"] != "checkpoint"]
+    return [{name: each for name, each in event.items() if name not in ("seconds", "command")} for event in events]
 
 
 @dataclass(frozen=True, kw_only=True)

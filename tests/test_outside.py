@@ -63,7 +63,12 @@ def test_all_four_parts_train_together(installed: dict[str, str], tmp_path: Path
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "reference",
-    ["fedcl_example.client:ERACE", "fedcl_example.server:Smoothed", "fedcl_example.model:Cosine", "fedcl_example.data:Rings"],
+    [
+        "fedcl_example.client:ERACE",
+        "fedcl_example.server:Smoothed",
+        "fedcl_example.model:Cosine",
+        "fedcl_example.data:Rings",
+    ],
 )
 def test_parts_pass_the_conformance_tests(installed: dict[str, str], tmp_path: Path, reference: str) -> None:
     """`fedcl check` passes all four checks on each part."""

@@ -8,9 +8,8 @@ trainer makes one more backward pass for each) and `__call__(gradients, referenc
 from collections.abc import Mapping
 from typing import Protocol
 
-from fedcl.answers import Tensors
-
 from clients.losses import Term
+from fedcl.answers import Tensors
 
 
 class Transform(Protocol):

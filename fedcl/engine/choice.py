@@ -1,5 +1,6 @@
-"""What "auto" stands for. Deterministic rules, settled before the configuration is hashed: a run never times itself
-into another result.
+"""What "auto" stands for: deterministic rules, settled before the configuration is hashed.
+
+A run never times itself into another result.
 """
 
 import os
@@ -10,6 +11,7 @@ from torch import nn
 
 import fedcl.models
 from fedcl.config import Scenario
+from fedcl.errors import ConfigError
 from fedcl.streams import Stream
 from fedcl.world import as_text, world
 
@@ -18,12 +20,17 @@ STACKED_PARAMETERS = 200_000
 
 
 def device(scenario: Scenario) -> Literal["cpu", "cuda"]:
-    """Return "cuda" or "cpu"."""
-    if scenario.engine.device != "auto":
-        return scenario.engine.device
+    """Return "cuda" or "cpu".
+
+    Raises:
+        ConfigError: a GPU is asked for and there is none.
+    """
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    asked, there = scenario.engine.device, torch.cuda.is_available()
+    if asked == "cuda" and not there:
+        raise ConfigError("engine.device = 'cuda': torch finds no GPU on this machine; use 'cpu' or 'auto'")
+    return "cuda" if there and asked != "cpu" else "cpu"
 
 
 def stack(scenario: Scenario, stream: Stream, device: str) -> int:

@@ -25,7 +25,7 @@ from fedcl.streams import Stream
 CALLS_PER_WORKER = 2
 DEATHS = 3  # a cohort that takes this many workers with it is given up
 # One thread a worker: more workers use more cores, and the bits do not depend on the machine.
-ENVIRONMENT = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 
 @dataclass(frozen=True, kw_only=True)
