@@ -136,13 +136,16 @@ class Trainer:
         means = {name: total / steps_done for name, total in sums.items()}
         return Result(after=weights, losses=means, logits=captured, buffers=buffers)
 
-    def _references(self, lifted: Lift, parameters: Tensors, batch: Batch, anchors: Anchors) -> dict[str, Tensors]:
-        """Return the gradients of the reference losses that transforms ask for, one more backward pass each."""
-        return {
-            name: _gradient(lifted, lifted.losses(self._total({name: term}), parameters, batch, anchors)[0], parameters)
-            for transform in self.transforms
-            for name, term in transform.references.items()
-        }
+    def _references(
+        self, lifted: Lift, parameters: Tensors, batch: Batch, anchors: Anchors
+    ) -> list[dict[str, Tensors]]:
+        """Return the gradients of the reference losses that each transform asks for, one more backward pass each."""
+
+        def gradient(term: Term) -> Tensors:
+            total = self._total({"reference": term})
+            return _gradient(lifted, lifted.losses(total, parameters, batch, anchors)[0], parameters)
+
+        return [{name: gradient(term) for name, term in each.references.items()} for each in self.transforms]
 
     def _total(self, terms: Mapping[str, Term]) -> Total:
         def total(model: Forward, batch: Batch, anchors: Anchors) -> tuple[Tensor, tuple[Tensors, Tensor]]:
@@ -151,10 +154,9 @@ class Trainer:
 
         return total
 
-    def _transformed(self, on: str, lifted: Lift, tensors: Tensors, references: dict[str, Tensors]) -> Tensors:
-        for transform in self.transforms:
+    def _transformed(self, on: str, lifted: Lift, tensors: Tensors, references: list[dict[str, Tensors]]) -> Tensors:
+        for transform, wanted in zip(self.transforms, references, strict=True):
             if transform.on == on:
-                wanted = {name: references[name] for name in transform.references}
                 tensors = lifted.transform(transform, tensors, wanted)
         return tensors
 

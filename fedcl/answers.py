@@ -47,7 +47,7 @@ class Layout:
     def views(self, flat: Tensor) -> Tensors:
         """Return the named views of flat (..., size): each (..., *shape), sharing memory."""
         lead = flat.shape[:-1]
-        return {name: flat[..., where].view(*lead, *shape) for name, (where, shape) in self.slices.items()}
+        return {name: flat[..., where].view((*lead, *shape)) for name, (where, shape) in self.slices.items()}
 
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Return named tensors (..., *shape) as one vector (..., size).

@@ -13,7 +13,7 @@ from fedcl import config, rundir
 from fedcl.config import Scenario
 from fedcl.engine import choice
 from fedcl.errors import ConfigError, FederationError
-from fedcl.interrupt import STOPPED, Stopped
+from fedcl.interrupt import STOPPED, Stopped, listening
 from fedcl.journal import read_events
 from fedcl.streams import Stream
 from fedcl.world import as_text, world
@@ -124,18 +124,21 @@ def _go(scenario: Scenario, folder: Path, command: str, listeners: Sequence[List
 
     torch.set_num_threads(1)  # the bits must not depend on the machine's cores
     tokens = rundir.LISTENERS.set(tuple(listeners)), rundir.COMMAND.set(command)
-    code, message = 0, ""
-    grid = _grid(scenario, folder)
+    code, message, grid = 0, "", None
     try:
-        module, _, name = SERVER_APP.partition(":")
-        context = flower.context({"directory": str(folder), "state": str(folder / "state")}, {})
-        getattr(importlib.import_module(module), name)(grid, context)
+        with listening() as stop:  # a stop that is asked for while Ray starts counts too
+            grid = _grid(scenario, folder)
+            stop.check()
+            module, _, name = SERVER_APP.partition(":")
+            context = flower.context({"directory": str(folder), "state": str(folder / "state")}, {})
+            getattr(importlib.import_module(module), name)(grid, context)
     except Stopped:
         code = STOPPED
     except FederationError as error:
         code, message = 1, str(error)
     finally:
-        grid.close()
+        if grid is not None:
+            grid.close()
         rundir.LISTENERS.reset(tokens[0])
         rundir.COMMAND.reset(tokens[1])
     return Outcome(folder, code, load(folder).results, message)

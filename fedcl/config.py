@@ -366,11 +366,12 @@ def load(scenario: str | Plain, overrides: Iterable[str] = ()) -> Scenario:
         ConfigError: one sentence that names key, value and nearest valid choice.
     """
     plain = read(scenario) if isinstance(scenario, str) else dict(scenario)
-    over: Plain = {}
-    for text in overrides:
-        over = overlay(Scenario, over, _override(text)) if over else _override(text)
-    plain = _with_groups(plain, over.pop("group", []))
-    return check(build(Scenario, overlay(Scenario, plain, over)))
+    changes = [_override(text) for text in overrides]
+    groups = [change.pop("group") for change in changes if "group" in change]
+    plain = _with_groups(plain, groups[-1] if groups else [])
+    for change in changes:  # one after another on the whole: laid on each other first, they would bring defaults along
+        plain = overlay(Scenario, plain, change)
+    return check(build(Scenario, plain))
 
 
 def _problems(s: Scenario) -> Iterator[str]:

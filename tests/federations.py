@@ -121,7 +121,7 @@ class Clients:
         stream, settings = self.site.stream, self.site.scenario
         weights, visits = self.initial, np.zeros(settings.stream.clients, np.int64)
         for number in range(1, n + 1):
-            chosen = plan.available(stream, number, visits)
+            chosen = plan.available(stream, number, visits, joint=settings.stream.joint)
             total = np.zeros(self.site.answer.size, weights.dtype)
             for cohort in plan.plan_round(
                 stream, number, visits, chosen, np.zeros_like(visits), cohort=settings.engine.cohort,

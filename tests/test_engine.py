@@ -3,12 +3,15 @@
 import os
 import signal
 import time
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from flwr.app import Message
 
 from fedcl.config import Plain, Scenario
-from fedcl.engine.ray_grid import RayGrid
+from fedcl.engine.ray_grid import Call, RayGrid
 from tests.federations import hashes, journal, run, tiny
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -35,7 +38,13 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "derpp-balanced": ("client.method=derpp", CLASS_BALANCED, "server.optimizer=fedavgm"),
     "fedprox": ("client.method=fedprox", PERSONAL, ADAM),
 }
+FAST = ("er-balanced", "der", "derpp", "fedprox")
 REPLAYS = {name for name in VARIANTS if not name.startswith(("finetune", "fedprox"))}
+
+
+def slow_but(*fast: str) -> list[Any]:
+    """Return all variants for parametrize, those not named marked slow."""
+    return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS]
 
 
 def variant(name: str, *overrides: str) -> Scenario:
@@ -49,7 +58,7 @@ def inline(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Plain, P
     return {name: (run(variant(name), folder / name), folder / name) for name in VARIANTS}
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", slow_but(*FAST))
 def test_two_ray_workers_give_the_bits_of_one_process(
     name: str, inline: dict[str, tuple[Plain, Path]], tmp_path: Path
 ) -> None:
@@ -61,9 +70,7 @@ def test_two_ray_workers_give_the_bits_of_one_process(
     assert journal(tmp_path / "run") == journal(folder)
 
 
-@pytest.mark.parametrize(
-    "name", ["derpp", *(pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS if name != "derpp")]
-)
+@pytest.mark.parametrize("name", slow_but("derpp"))
 def test_one_ray_worker_gives_the_bits_of_one_process(
     name: str, inline: dict[str, tuple[Plain, Path]], tmp_path: Path
 ) -> None:
@@ -100,17 +107,57 @@ def test_the_servers_state_depends_on_the_seed(inline: dict[str, tuple[Plain, Pa
     assert other["state_sha256"] != inline["derpp-balanced"][0]["state_sha256"]
 
 
-@pytest.mark.parametrize(
-    "name", ["derpp", *(pytest.param(name, marks=pytest.mark.slow) for name in sorted(REPLAYS - {"derpp"}))]
-)
+def seconds_of(process: int) -> float:
+    """Return the processor time that a process has used."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+class Killer:
+    """Kills a worker's process in the second round, once it has been training for a twentieth of a second."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.pushes, self.killed, self.repeated, self.processes = 0, 0, 0, list[int]()
+        sees, push, repeat = RayGrid.sees, RayGrid.push_messages, RayGrid._repeat
+
+        def seen(grid: RayGrid, token: str) -> list[tuple[int, bool]]:
+            found = sees(grid, token)
+            self.processes = [process for process, _ in found]
+            return found
+
+        def pushed(grid: RayGrid, messages: Iterable[Message]) -> Iterable[str]:
+            messages = list(messages)
+            self.pushes += messages[0].metadata.message_type == "train"
+            if self.killed or self.pushes < 2:
+                return push(grid, messages)
+            began, ids = seconds_of(self.processes[0]), push(grid, messages)
+            self.kill(self.processes[0], began + 0.05)
+            return ids
+
+        def repeated(grid: RayGrid, call: Call, error: Exception) -> None:
+            self.repeated += len(call.messages)
+            repeat(grid, call, error)
+
+        for name, function in (("sees", seen), ("push_messages", pushed), ("_repeat", repeated)):
+            monkeypatch.setattr(RayGrid, name, function)
+
+    def kill(self, process: int, when: float) -> None:
+        end = time.monotonic() + 30
+        while seconds_of(process) < when and time.monotonic() < end:
+            time.sleep(0.002)
+        os.kill(process, signal.SIGKILL)
+        self.killed = process
+
+
+@pytest.mark.parametrize("name", slow_but("derpp"))
 def test_a_killed_worker_changes_nothing(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`kill -9` of a worker while it trains: its cohorts are repeated, the bits and the journal stay."""
-    assassin = Assassin(monkeypatch)
-    long = variant(name, "client.epochs=60", "stream.schedule.rounds_per_task=1", "engine.workers=2")
-    expected = run(long, tmp_path / "inline")
-    killed = run(tiny_ray(long), tmp_path / "killed")
-    assert assassin.killed
-    assert assassin.repeated >= 1
-    assert hashes(killed) == hashes(expected)
+    """`kill -9` of a worker while it trains: its cohort is trained again, the bits and the journal stay."""
+    long = ("client.epochs=100", "stream.schedule.rounds_per_task=1")
+    expected = run(variant(name, *long), tmp_path / "inline")
+    killer = Killer(monkeypatch)
+    found = run(variant(name, *long, "engine.kind=ray", "engine.workers=2"), tmp_path / "killed")
+    assert killer.killed in killer.processes
+    assert killer.repeated == 1
+    assert hashes(found) == hashes(expected)
     assert journal(tmp_path / "killed") == journal(tmp_path / "inline")
-    assert killed["cost"]["failed"] == 0
+    assert found["cost"]["failed"] == 0

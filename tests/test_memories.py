@@ -312,7 +312,7 @@ def test_tasks_that_share_items_offer_each_of_them_as_another_entry():
 @pytest.mark.parametrize("policy", ["reservoir", "class-balanced"])
 def test_memories_evict_and_the_table_counts_it(policy: str):
     """12 items into 5 slots: evicted = kept - 5 in the first visit, all of those kept afterwards."""
-    clients = er(f"client.memory.policy={policy}")
+    clients = er(f"client.memory={{policy: {policy}, size: 5}}")
     own = key(0, Purpose.ADMIT, np.array(1))
     first = clients.visit(clients.initial, [1], round=1)
     second = clients.visit(clients.initial, [1], round=2, task=1, clock=2)

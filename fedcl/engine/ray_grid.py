@@ -6,6 +6,8 @@ number of workers nor the order of completion has a part in the result. Flower's
 """
 
 import os
+import signal
+import threading
 from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -19,6 +21,7 @@ from fedcl.engine import flower
 from fedcl.engine.grid import LocalGrid
 from fedcl.engine.worker import EMPTY, Worker
 from fedcl.errors import FederationError
+from fedcl.interrupt import Stopped
 from fedcl.orders import Order, Reply
 from fedcl.streams import Stream
 
@@ -45,12 +48,18 @@ def start_ray(address: str | None) -> None:
 
     if ray.is_initialized():
         return
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             address=address, include_dashboard=None if address else False, log_to_driver=True, logging_level="ERROR"
         )
+    except SystemExit as error:  # Ray's own answer to a SIGTERM while it starts
+        raise Stopped from error
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise FederationError(f"engine.address = {address!r}: no Ray cluster answers there ({error})") from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray puts one of its own there, which exits at once
 
 
 class RayGrid(LocalGrid):
