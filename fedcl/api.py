@@ -111,7 +111,7 @@ def resume(directory: Path | str, *, command: str = "", listeners: Sequence[List
         ConfigError: the directory holds no run.
     """
     found = load(directory)
-    if found.results["status"] == "finished":
+    if rundir.finished(found.directory):
         return Outcome(found.directory, 0, found.results)
     return _go(found.config, found.directory, command, listeners)
 

@@ -1,5 +1,6 @@
 """The run directory: what to run and where, its first event, and the files that stand beside the journal."""
 
+import json
 import platform
 import time
 from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ from fedcl.answers import Tensors
 from fedcl.config import Scenario
 from fedcl.engine.choice import resolve
 from fedcl.errors import ConfigError
-from fedcl.journal import read_events, write_json
+from fedcl.journal import read_events, replace_file, write_json
 from fedcl.results import summarise
 from fedcl.streams import Stream
 
@@ -44,7 +45,7 @@ def create(scenario: Scenario, folder: Path | None) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump(config.as_dict(scenario), sort_keys=False, allow_unicode=True)
-        (folder / "config.yaml").write_text(text)
+        replace_file(folder / "config.yaml", [text.encode()], sync=True)
     except OSError as error:
         raise ConfigError(f"--out {str(folder)!r}: cannot be written ({error})") from error
     return folder
@@ -95,10 +96,17 @@ def start_event(scenario: Scenario, stream: Stream) -> dict[str, Any]:
 
 
 def finish(folder: Path, weights: Tensors, plain: dict[str, Any]) -> None:
-    """Write results.json from the journal, and the global model."""
+    """Write the global model, then results.json from the journal; a run killed in between is resumed to write both."""
     import safetensors.torch
 
-    safetensors.torch.save_file(
-        {name: each.contiguous() for name, each in weights.items()}, folder / "model.safetensors"
-    )
+    model = safetensors.torch.save({name: each.contiguous() for name, each in weights.items()})
+    replace_file(folder / "model.safetensors", [model], sync=False)
     write_json(folder / "results.json", summarise(plain, read_events(folder)))
+
+
+def finished(folder: Path) -> bool:
+    """Return whether the run has finished and nothing of what it leaves behind is missing."""
+    try:
+        return bool(json.loads((folder / "results.json").read_text())["status"] == "finished")
+    except FileNotFoundError:
+        return False

@@ -6,7 +6,7 @@ from a short list, byte count equal to what dtype and shape say, lists as long a
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -14,8 +14,9 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
+from fedcl import orders
 from fedcl.errors import FederationError
-from fedcl.orders import ClientError, EvaluateOrder, EvaluateReply, Reply, TrainOrder, TrainReply
+from fedcl.orders import ClientError, EvaluateOrder, EvaluateReply, Ints, Reply, TrainOrder, TrainReply
 
 RAW = "fedcl.raw"
 DTYPES = ("float32", "float64", "int64", "int32", "bool")
@@ -60,7 +61,7 @@ def _config(facts: dict[str, Any]) -> ConfigRecord:
 def _facts(record: RecordDict) -> dict[str, Any]:
     try:
         facts = json.loads(str(record.config_records["facts"]["json"]))
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise BadMessage("a message without readable facts") from error
     if not isinstance(facts, dict):
         raise BadMessage("a message whose facts are not a table")
@@ -102,20 +103,30 @@ def decode(record: RecordDict) -> Any:
     cls = KINDS.get(str(facts.get("kind")))
     if cls is None:
         raise BadMessage(f"a message of unknown kind {facts.get('kind')!r}")
-    found: dict[str, Any] = {name: unpack(each) for name, each in record.array_records.items() if name != "arrays"}
-    if "weights" in found:
+    found: dict[str, Any] = {name: unpack(each) for name, each in record.array_records.items()}
+    found = {**facts, **found, **found.pop("arrays", {})}
+    if "weights" in found and isinstance(found["weights"], dict):
         found["weights"] = found["weights"].get("weights")
-    found |= {**unpack(record.array_records["arrays"]), **facts}
     if "errors" in found:
-        found["errors"] = [
-            ClientError(**{k: error[k] for k in ("client", "error", "traceback")}) for error in found["errors"]
-        ]
+        found["errors"] = _errors(found["errors"])
     try:
         message = cls(**{each.name: found[each.name] for each in fields(cls) if each.name in found})
     except TypeError as error:
         raise BadMessage(f"a {cls.__name__} that lacks a field: {error}") from error
     _check(message)
     return message
+
+
+def _errors(listed: Any) -> list[ClientError]:
+    """Return the client errors that facts list."""
+    try:
+        errors = [ClientError(**each) for each in listed]
+    except TypeError as error:
+        raise BadMessage(f"a list of client errors that is none: {error}") from error
+    for each in errors:
+        if type(each.client) is not int or not isinstance(each.error, str) or not isinstance(each.traceback, str):
+            raise BadMessage("a client error needs the client's number and two texts")
+    return errors
 
 
 def text(record: RecordDict, name: str) -> str:
@@ -126,13 +137,41 @@ def text(record: RecordDict, name: str) -> str:
     return value
 
 
+def _is_floats(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype.kind == "f"
+
+
+def _is_ints(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.ndim >= 1 and value.dtype == np.int64
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(each, np.ndarray) for each in value.values())
+
+
+# What each type of field is checked by.
+SOUND: dict[Any, Callable[[Any], bool]] = {
+    int: lambda value: type(value) is int,
+    str: lambda value: isinstance(value, str),
+    list[str]: lambda value: isinstance(value, list) and all(isinstance(each, str) for each in value),
+    list[ClientError]: lambda value: isinstance(value, list),
+    dict[str, orders.Array]: _is_table,
+    orders.Array: _is_floats,
+    Ints: _is_ints,
+}
+
+
 def _check(message: Any) -> None:
-    if not isinstance(message.round, int) or not isinstance(message.cohort, int):
-        raise BadMessage("round and cohort of a message must be integers")
+    for each in fields(message):
+        if not SOUND[each.type](getattr(message, each.name)):
+            raise BadMessage(f"{each.name!r} of a {type(message).__name__} is not what it should be")
     n = len(message.clients)
     for name in ("tasks", "clocks", "rows", "packs", "correct", "items"):
         if hasattr(message, name) and len(getattr(message, name)) != n:
             raise BadMessage(f"{name!r} has {len(getattr(message, name))} entries for {n} clients")
+    for name, array in vars(message).items():
+        if isinstance(array, np.ndarray) and array.ndim != 1 + (name in ("correct", "items")):
+            raise BadMessage(f"{name!r} has shape {array.shape} for {n} clients")
     for name, column in getattr(message, "table", {}).items():
         if column.shape != (n,):
             raise BadMessage(f"column {name!r} has shape {column.shape} for {n} clients")
@@ -145,7 +184,8 @@ def hello(clients: NDArray[np.int64]) -> RecordDict:
 
 def hosted(record: RecordDict) -> NDArray[np.int64]:
     """Return the clients that a node says it hosts."""
-    clients = unpack(record.array_records["arrays"]).get("clients")
+    arrays = record.array_records.get("arrays")
+    clients = unpack(arrays).get("clients") if arrays else None
     if clients is None or clients.ndim != 1 or clients.dtype != np.int64:
         raise BadMessage("a hello without a list of clients")
     return clients

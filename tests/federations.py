@@ -1,19 +1,23 @@
-"""Small federations for tests: a scenario of a few clients, a whole run of it, or its clients at work without server."""
+"""Small federations for tests: a scenario of a few clients, a whole run of it, or its clients without a server."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from clients.memories import Ints, Records
 from clients.site import Site
 from clients.work import train
-from fedcl import api, config, plan
+from fedcl import api, config, keys, plan
 from fedcl.config import Plain, Scenario
 from fedcl.journal import read_events
+from fedcl.keys import Purpose
+from fedcl.models import make
 from fedcl.orders import TrainOrder, TrainReply
 from fedcl.results import HASHES
 from fedcl.streams import Dataset, Partition, build_stream
@@ -95,6 +99,22 @@ class Clients:
         """Return the newest record of a client."""
         return self.held[client][0]
 
+    def model(self) -> nn.Module:
+        """Return a fresh module with the initial weights, for a loop in plain torch."""
+        data = self.site.stream.dataset
+        return make(self.site.scenario.model, data.x.shape[1:], data.classes, self.site.scenario.seed)
+
+    def shuffled(self, client: int, task: int, round: int, epoch: int) -> Ints:
+        """Return a client's items of a task in the order of an epoch."""
+        cell, seed = self.site.stream.train.cell(client, task), self.site.scenario.seed
+        own = keys.key(seed, Purpose.SHUFFLE, np.array([client]), round, epoch)
+        return cell[keys.permutations(own, np.array([len(cell)]), len(cell))[0]]
+
+    def shown(self, items: Ints) -> tuple[Tensor, Tensor]:
+        """Return inputs (in double precision) and labels of items."""
+        data = self.site.stream.dataset
+        return torch.from_numpy(data.x[items]).double(), torch.from_numpy(data.y[items])
+
     def visit(
         self, weights: NDArray[Any], clients: Sequence[int], *, round: int = 1, task: int = 0, clock: int = 0
     ) -> TrainReply:
@@ -116,11 +136,15 @@ class Clients:
         """Return the weighted mean update of a reply: with one client, w_k - w."""
         return reply.total[:-1] / reply.total[-1]
 
-    def rounds(self, n: int) -> NDArray[Any]:
-        """Return the weights after n rounds of FedAvg over all clients, as the server would plan them."""
+    def rounds(self, n: int, *, first: int = 1, bend: Callable[[Any], Any] = lambda update: update) -> NDArray[Any]:
+        """Return the weights after rounds first .. first + n - 1 of FedAvg, as the server would plan them.
+
+        Args:
+            bend: what is done with the mean update before it is added.
+        """
         stream, settings = self.site.stream, self.site.scenario
         weights, visits = self.initial, np.zeros(settings.stream.clients, np.int64)
-        for number in range(1, n + 1):
+        for number in range(first, first + n):
             chosen = plan.available(stream, number, visits, joint=settings.stream.joint)
             total = np.zeros(self.site.answer.size, weights.dtype)
             for cohort in plan.plan_round(
@@ -129,5 +153,5 @@ class Clients:
             ):  # fmt: skip
                 total += self.carry_out(weights, number, cohort.clients, cohort.tasks, cohort.clocks).total
             visits[chosen] += 1
-            weights = weights + total[:-1] / total[-1]
+            weights = weights + bend(total[:-1] / total[-1])
         return weights

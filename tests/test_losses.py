@@ -22,7 +22,9 @@ def linear(w: Tensor) -> Forward:
     return Forward(lambda x: x @ w, {"w": w})
 
 
-def items(x: Tensor, y: list[int], weight: list[float], mask: Tensor | None = None, logits: Tensor | None = None) -> Items:
+def items(
+    x: Tensor, y: list[int], weight: list[float], mask: Tensor | None = None, logits: Tensor | None = None
+) -> Items:
     rows = len(y)
     return Items(
         x,

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -51,7 +52,7 @@ def write(held: Records, labels: Ints, slots: Ints) -> None:
 def alone(memory: Memory, labels: list[int], own: Bits, cuts: Iterable[int] = ()) -> tuple[list[int], Records]:
     """Offer one client its stream, cut into several visits; return the slots and the record."""
     held, found, edges = records(memory, 1), [], [0, *sorted(cuts), len(labels)]
-    for begin, end in zip(edges, edges[1:], strict=False):
+    for begin, end in pairwise(edges):
         shown, valid = padded([labels[begin:end]])
         slots = memory.slots(held, shown, valid, own[None])
         write(held, shown, slots)
@@ -160,22 +161,22 @@ def test_reservoir_keeps_pairs_as_often_as_it_should():
 
 
 def test_class_balanced_on_a_stream_worked_out_by_hand():
-    """Size 4. How many of each class are held after each item does not depend on the draws, but for none of them.
+    """Four slots: how many of classes 0, 1, 2 are held after each item is the same whatever is drawn.
 
-    item     0  0  0  1 | 2      1         2            0           1           1
-    held     1  2  3  31  2 1 1  1 2 1     1 1 2 or     as before: 0, 1 are full, an item of theirs displaces its own
+    The first four items fill the slots. The next class 2 and class 1 each displace one of class 0, the largest (3, then
+    2 items). Then class 1 is the largest and loses one to class 2. By now each class was the largest once and is full:
+    an item displaces one of its own class or nothing.
     """
-    memory, own = ClassBalanced(size=4), key(3, Purpose.ADMIT, np.arange(50))
-    for each in own:
-        held, expected = records(memory, 1), [[1, 0, 0], [2, 0, 0], [3, 0, 0], [3, 1, 0], [2, 1, 1], [1, 2, 1]]
-        found = []
-        for label in (0, 0, 0, 1, 2, 1, 2, 0, 1, 1):
-            write(held, np.array([[label]]), memory.slots(held, np.array([[label]]), np.ones((1, 1), bool), each[None]))
-            now = held["labels"][0, : int(held["count"][0])]
-            found.append(np.bincount(now, minlength=3).tolist())
-        assert found[:6] == expected
-        assert found[6:] == [[1, 1, 2]] * 4  # item 2 displaces one of class 1, the largest; from then on all are full
-        assert held["class_full"][0, :3].all()
+    labels = [0, 0, 0, 1, 2, 1, 2, 0, 1, 1]
+    expected = [[1, 0, 0], [2, 0, 0], [3, 0, 0], [3, 1, 0], [2, 1, 1], [1, 2, 1], *[[1, 1, 2]] * 4]
+    memory, offered = ClassBalanced(size=4), np.ones((1, 1), np.bool_)
+    for own in key(3, Purpose.ADMIT, np.arange(50)):
+        held, found = records(memory, 1), []
+        for label in labels:
+            write(held, np.array([[label]]), memory.slots(held, np.array([[label]]), offered, own[None]))
+            found.append(np.bincount(held["labels"][0, : int(held["count"][0])], minlength=3).tolist())
+        assert found == expected
+        assert held["class_full"][0].tolist() == [True, True, True, False, False]
         assert held["class_seen"][0].tolist() == [4, 4, 2, 0, 0]
 
 

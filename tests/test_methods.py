@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
-import fedcl.models
 from fedcl import keys
 from fedcl.keys import Purpose, at, below, key
 from tests.federations import Clients, tiny
@@ -66,10 +65,9 @@ def test_replay_with_an_empty_memory_is_finetune_to_the_bit(method: str, kind: s
 
 def last_batch_gradient(own: Clients, round: int) -> torch.Tensor:
     """Return the gradient, at the initial weights, of client 1's last batch in a visit of one epoch."""
-    stream, module = own.site.stream, model(own)
-    items = shuffled(own, 1, 0, round, 0)[-2:]  # 12 items in batches of 5
-    loss = cross_entropy(module(torch.from_numpy(stream.dataset.x[items]).double()), labels(own, items))
-    return torch.cat([each.flatten() for each in torch.autograd.grad(loss, list(module.parameters()))])
+    module, (x, y) = own.model(), own.shown(own.shuffled(1, 0, round, 0)[-2:])  # 12 items in batches of 5
+    gradients = torch.autograd.grad(cross_entropy(module(x), y), list(module.parameters()))
+    return torch.cat([each.flatten() for each in gradients])
 
 
 def test_a_large_mu_stays_at_the_global_model():
@@ -95,23 +93,6 @@ def test_the_distance_to_the_global_model_falls_with_mu():
 # The papers' loops, written out for one client: no stacking, no padding, no memory policy but algorithm R.
 
 
-def model(own: Clients) -> torch.nn.Module:
-    """Return a fresh model with the initial weights."""
-    scenario, data = own.site.scenario, own.site.stream.dataset
-    return fedcl.models.make(scenario.model, data.x.shape[1:], data.classes, scenario.seed)
-
-
-def shuffled(own: Clients, client: int, task: int, round: int, epoch: int) -> NDArray[np.int64]:
-    """Return a client's items of a task in the order of an epoch."""
-    cell = own.site.stream.train.cell(client, task)
-    order = keys.permutations(key(0, Purpose.SHUFFLE, np.array([client]), round, epoch), np.array([len(cell)]), len(cell))
-    return cell[order[0]]
-
-
-def labels(own: Clients, items: NDArray[np.int64]) -> torch.Tensor:
-    return torch.from_numpy(own.site.stream.dataset.y[items])
-
-
 @dataclass
 class Loop:
     """One client's visits with SGD, loss = CE + alpha * dark + beta * replay, memory and logits as published."""
@@ -126,9 +107,6 @@ class Loop:
     known: set[int] = field(default_factory=set)
     losses: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
-    def inputs(self, items: Any) -> torch.Tensor:
-        return torch.from_numpy(self.own.site.stream.dataset.x[np.asarray(items)]).double()
-
     def drawn(self, number: int, round: int, step: int) -> list[int]:
         """Return the slots of replay draw `number`, five a step, with replacement, from the memory before the visit."""
         own = key(0, Purpose.REPLAY, self.client, round, number)
@@ -140,9 +118,9 @@ class Loop:
         for name, factor in (("dark", self.alpha), ("replay", self.beta)):
             if factor and self.before:
                 items, logits = zip(*(self.at_start[slot] for slot in self.drawn(number, round, step)), strict=True)
-                out = module(self.inputs(items))
-                term = (out - torch.stack(logits)).square().mean() if name == "dark" else None
-                term = cross_entropy(out, labels(self.own, np.array(items))) if term is None else term
+                x, y = self.own.shown(np.array(items))
+                gap = module(x) - torch.stack(logits)
+                term = gap.square().mean() if name == "dark" else cross_entropy(module(x), y)
                 self.losses[name].append(factor * term.item())
                 total = total + factor * term
             number += bool(factor)
@@ -162,12 +140,13 @@ class Loop:
         self.before, self.at_start, step = len(self.memory), dict(self.memory), 0
         self.losses.clear()
         for epoch in range(2):
-            for items in np.split(shuffled(self.own, self.client, task, round, epoch), [5, 10]):
-                out = module(self.inputs(items))
+            for items in np.split(self.own.shuffled(self.client, task, round, epoch), [5, 10]):
+                x, y = self.own.shown(items)
+                out = module(x)
                 for item, logits in zip(items.tolist(), out.detach(), strict=True):
                     if self.every_pass or item not in self.known:
                         self.admit(item, logits)
-                ce = cross_entropy(out, labels(self.own, items))
+                ce = cross_entropy(out, y)
                 self.losses["ce"].append(ce.item())
                 optimizer.zero_grad()
                 (ce + self.loss(module, round, step)).backward()
@@ -179,13 +158,19 @@ class Loop:
 @pytest.mark.parametrize("admit", ["first_seen", "every_pass"])
 @pytest.mark.parametrize(
     ("method", "alpha", "beta"),
-    [("finetune", 0, 0), ("er", 0, 1), ("der", 0.1, 0), ("derpp", 0.1, 0.5), (named(name="derpp", alpha=1, beta=2), 1, 2)],
+    [
+        ("finetune", 0, 0),
+        ("er", 0, 1),
+        ("der", 0.1, 0),
+        ("derpp", 0.1, 0.5),
+        (named(name="derpp", alpha=1, beta=2), 1, 2),
+    ],
 )
 def test_methods_are_the_published_loops(method: str, alpha: float, beta: float, admit: str, stack: int):
     """Three visits over two tasks: updates, losses, memory and remembered logits of each client within 1e-12."""
     own = clients(method, f"client.memory.admit={admit}", f"engine.stack={stack}", "model.personal=['*']")
     loops = [Loop(own, client, alpha, beta, admit == "every_pass") for client in (1, 2)]
-    modules = [model(own) for _ in loops]
+    modules = [own.model() for _ in loops]
     for round, task in enumerate((0, 0, 1), start=1):
         reply = own.visit(own.initial, [1, 2], round=round, task=task, clock=round - 1)
         for row, (loop, module) in enumerate(zip(loops, modules, strict=True)):
@@ -197,7 +182,11 @@ def test_methods_are_the_published_loops(method: str, alpha: float, beta: float,
                 assert reply.table[f"loss/{name}"][row] == pytest.approx(np.mean(found), abs=1e-12)
             if method != "finetune":
                 assert record["items"].tolist() == [loop.memory[slot][0] for slot in range(5)]
-                assert record["seen"] == loop.seen == (12 * round * 2 if admit == "every_pass" else (12, 12, 24)[round - 1])
+                assert (
+                    record["seen"]
+                    == loop.seen
+                    == (12 * round * 2 if admit == "every_pass" else (12, 12, 24)[round - 1])
+                )
             if alpha:
                 logits = np.stack([loop.memory[slot][1].numpy() for slot in range(5)])
                 assert np.abs(record["logits"] - logits).max() < 1e-12

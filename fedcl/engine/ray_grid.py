@@ -7,7 +7,9 @@ number of workers nor the order of completion has a part in the result. Flower's
 
 import os
 import signal
+import socket
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -26,6 +28,7 @@ from fedcl.orders import Order, Reply
 from fedcl.streams import Stream
 
 CALLS_PER_WORKER = 2
+PAUSE = 0.1  # seconds before a worker that is still down is asked again
 DEATHS = 3  # a cohort that takes this many workers with it is given up
 # One thread a worker: more workers use more cores, and the bits do not depend on the machine.
 ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
@@ -40,14 +43,32 @@ class Call:
     orders: tuple[Order, ...]
 
 
+def _knock(address: str) -> None:
+    """Find out in seconds that nobody answers at HOST:PORT, where Ray would try for minutes."""
+    host, colon, port = address.rpartition(":")
+    if not colon or "//" in address or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise FederationError(f"engine.address = {address!r}: no Ray cluster answers there ({error})") from error
+
+
 def start_ray(address: str | None) -> None:
-    """Connect to a Ray cluster, or start one on this machine; does nothing where Ray is already up."""
+    """Connect to a Ray cluster, or start one on this machine; does nothing where Ray is already up.
+
+    Raises:
+        FederationError: no cluster answers at the address.
+        Stopped: SIGTERM came meanwhile.
+    """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
     if ray.is_initialized():
         return
+    if address:
+        _knock(address)
     handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
@@ -77,7 +98,7 @@ class RayGrid(LocalGrid):
         )
         self._workers = [actor.remote(config) for _ in range(workers)]
         self._idle, self._queue = deque(self._workers), deque[Call]()
-        self._running: dict[Any, tuple[Any, Call]] = {}
+        self._running: dict[Any, tuple[Any, Call | None]] = {}  # no call: a worker that is being started anew
         self._ready: list[Message] = []
         self._deaths: Counter[str] = Counter()
 
@@ -128,11 +149,18 @@ class RayGrid(LocalGrid):
 
     def _collect(self, reference: Any) -> None:
         worker, call = self._running.pop(reference)
-        self._idle.append(worker)
         try:
             replies: list[Reply | str] = self._ray.get(reference)
         except self._ray.exceptions.RayActorError as error:
-            self._repeat(call, error)
+            if call:
+                self._repeat(call, error)
+            else:
+                time.sleep(PAUSE)
+            # A call to a worker that is still down fails at once, and would be held against its cohorts.
+            self._running[worker.ready.remote("")] = (worker, None)
+            return
+        self._idle.append(worker)
+        if not call:
             return
         for message, reply in zip(call.messages, replies, strict=True):
             if isinstance(reply, str):
