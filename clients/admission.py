@@ -75,6 +75,9 @@ def admit(
 
 
 def move_cursor(records: Records, local: Local, tasks: Ints) -> None:
-    """Note how far into each task's data a client has come; what lies before is no longer new to it."""
+    """Note how far into each task's data a client has come; what lies before is no longer new to it.
+
+    In an online stream that includes slices that passed while the client was not asked: they are gone.
+    """
     rows = np.arange(len(records))
     records["cursor"][rows, tasks] = np.maximum(records["cursor"][rows, tasks], local.offsets + local.lengths)

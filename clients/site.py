@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import fedcl.models
+from fedcl.models import personal_names
 from clients.gradients import Transform
 from clients.gradients.clip import ClipNorm
 from clients.memories import Memory
@@ -53,6 +54,7 @@ class Site:
             optimizer=client.optimizer,
             data=source(self.stream, "train", self.dtype, self.device),
             classes=classes,
+            personal=personal_names(self.scenario.model, dict(module.named_parameters())),
         )
 
     @cached_property
@@ -80,9 +82,8 @@ class Site:
     @cached_property
     def shared(self) -> Tensor:
         """(P,) 1 where a parameter is shared with the server, 0 where it is personal."""
-        prefixes = tuple(self.scenario.model.personal)
         parts = [
-            torch.full((where.stop - where.start,), float(not ("*" in prefixes or name.startswith(prefixes))))
+            torch.full((where.stop - where.start,), float(name not in self.trainer.personal))
             for name, (where, _) in self.parameters.slices.items()
         ]
         return torch.cat(parts).to(self.dtype).to(self.device)

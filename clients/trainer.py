@@ -97,6 +97,7 @@ class Trainer:
     optimizer: Optimizer
     data: Source
     classes: int
+    personal: tuple[str, ...] = ()  # parameters that stay on the client: nothing holds them to the global model
 
     def train(self, block: Block) -> Result:
         """Run all steps of a block of clients and return their parameters.
@@ -109,7 +110,8 @@ class Trainer:
         weights = block.start.clone()
         buffers = {name: buffer.clone() for name, buffer in block.buffers.items()}
         lifted = lift(self.module, self.layout, weights)
-        anchors = Anchors({"global": self.layout.views(block.shared)}, {})
+        views = self.layout.views(block.shared)
+        anchors = Anchors({"global": {name: view for name, view in views.items() if name not in self.personal}}, {})
         sums = {name: weights.new_zeros(len(weights)) for name in self.terms}
         captured = weights.new_zeros(block.capture.first[-1] if block.capture else 0, self.classes)
         for k, steps in _segments(block.counts):
@@ -157,7 +159,8 @@ class Trainer:
     def _transformed(self, on: str, lifted: Lift, tensors: Tensors, references: list[dict[str, Tensors]]) -> Tensors:
         for transform, wanted in zip(self.transforms, references, strict=True):
             if transform.on == on:
-                tensors = lifted.transform(transform, tensors, wanted)
+                whole = transform.level == "stack"
+                tensors = transform(tensors, wanted) if whole else lifted.transform(transform, tensors, wanted)
         return tensors
 
 

@@ -142,6 +142,7 @@ class Affine:
     a: float = 1.0
     b: float = 0.0
     on: str = "gradient"
+    level: str = "client"
     references: Mapping[str, Term] = field(default_factory=dict)
 
     def __call__(self, gradients: Tensors, references: Mapping[str, Tensors]) -> Tensors:
@@ -153,6 +154,7 @@ class Conflict:
     """A-GEM (Chaudhry et al., ICLR 2019): g - (g.r / r.r) r where g.r < 0, r the gradient on remembered items."""
 
     on: str = "gradient"
+    level: str = "client"
     references: Mapping[str, Term] = field(default_factory=lambda: {"memory": Replay()})
 
     def __call__(self, gradients: Tensors, references: Mapping[str, Tensors]) -> Tensors:
@@ -220,12 +222,42 @@ def test_the_limit_of_the_gradient_comes_after_the_methods_transforms(stack: int
 
 
 @dataclass(frozen=True, kw_only=True)
+class Loudest:
+    """Scales by the number of clients that are given together, which only a whole stack can say."""
+
+    on: str = "gradient"
+    level: str = "stack"
+    references: Mapping[str, Term] = field(default_factory=dict)
+
+    def __call__(self, gradients: Tensors, references: Mapping[str, Tensors]) -> Tensors:
+        return {name: len(g) * g for name, g in gradients.items()}
+
+
+@pytest.mark.parametrize("stack", [1, 2])
+def test_a_transform_of_the_stack_is_given_all_its_clients(stack: int):
+    """Each gradient is multiplied by the clients in its stack: by 1 one by one, by 2 in pairs."""
+    plain = moved(ONE_STEP, stack)
+    assert np.abs(moved(ONE_STEP, stack, Loudest()) - stack * plain).max() < 1e-14
+
+
+@pytest.mark.parametrize("stack", [1, 2])
+def test_fedprox_leaves_personal_parameters_alone(stack: int):
+    """With everything personal, the pull to the global model pulls nothing: the same bits as plain training."""
+    settings = ("model.personal=['*']", "model.dtype=float64", "client.epochs=3", f"engine.stack={stack}")
+    plain, pulled = (Clients.of(tiny(*settings, f"client.method={m}")) for m in ("finetune", "{name: fedprox, mu: 5}"))
+    found, expected = finals(pulled, [1, 3]), finals(plain, [1, 3])
+    assert all((found[client] == expected[client]).all() for client in (1, 3))
+    assert np.abs(expected[1] - plain.initial).max() > 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
 class Instead:
     """Replaces the gradient by `factor` times that of a reference loss."""
 
     references: Mapping[str, Term]
     factor: float = 1.0
     on: str = "gradient"
+    level: str = "client"
 
     def __call__(self, gradients: Tensors, references: Mapping[str, Tensors]) -> Tensors:
         return {name: self.factor * r for name, r in references["loss"].items()}

@@ -2,7 +2,8 @@
 
 A transform is a frozen dataclass with `on` ("gradient": before the optimiser; "step": on what is added to the weights,
 for guarantees that Adam or weight decay would break), `references` (named loss terms whose gradients it wants: the
-trainer makes one more backward pass for each) and `__call__(gradients, references) -> gradients` for one client.
+trainer makes one more backward pass for each), `level` ("client", or "stack" where it cannot be lifted) and
+`__call__(gradients, references) -> gradients`.
 """
 
 from collections.abc import Mapping
@@ -13,11 +14,15 @@ from fedcl.answers import Tensors
 
 
 class Transform(Protocol):
-    """Plain algebra over one client's named gradients; the trainer lifts it over the stack."""
+    """Plain algebra over one client's named gradients, which the trainer lifts over the stack."""
 
     @property
     def on(self) -> str:
         """Where it acts: "gradient" or "step"."""
+
+    @property
+    def level(self) -> str:
+        """What it is given: "client": tensors (*shape) of one client; "stack": tensors (k, *shape) of all at once."""
 
     @property
     def references(self) -> Mapping[str, Term]:

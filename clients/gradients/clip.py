@@ -15,6 +15,7 @@ class ClipNorm:
 
     limit: float
     on: str = "gradient"
+    level: str = "client"
     references: Mapping[str, Term] = field(default_factory=dict)
 
     def __call__(self, gradients: Tensors, references: Mapping[str, Tensors]) -> Tensors:
