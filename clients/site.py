@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 import fedcl.models
-from fedcl.models import personal_names
 from clients.gradients import Transform
 from clients.gradients.clip import ClipNorm
 from clients.memories import Memory
@@ -16,6 +15,7 @@ from clients.records import record_dtype
 from clients.trainer import Trainer
 from fedcl.answers import Layout, answer_layout
 from fedcl.config import Scenario
+from fedcl.models import personal_names
 from fedcl.source import Source, source
 from fedcl.streams import Stream
 from fedcl.world import scenario_of, world

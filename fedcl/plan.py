@@ -30,8 +30,8 @@ def available(stream: Stream, round: int, visits: Ints, *, joint: bool) -> Ints:
     clocks = stream.timeline.clocks(round, visits)
     tasks = stream.timeline.tasks(stream.timeline.positions(clocks))
     clients = np.flatnonzero(tasks >= 0)
-    items = stream.totals[clients] if joint else stream.train.count[clients, tasks[clients]]
-    return clients[items > 0]
+    wanted = np.full_like(clients, ALL_TASKS) if joint else tasks[clients]
+    return clients[stream.sizes(clients, wanted, clocks[clients]) > 0]
 
 
 def plan_round(

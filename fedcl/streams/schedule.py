@@ -56,14 +56,16 @@ class Timeline:
         """Return which clients (clients,) left a position between two moments; joining is not leaving."""
         return (before_positions >= 0) & (after_positions > before_positions)
 
-    def skipping(self, empty: NDArray[np.bool_]) -> "Timeline":
-        """Return the timeline in which a client spends no time at tasks (clients, tasks) that are empty for it.
+    def skipping(self, counts: Ints) -> "Timeline":
+        """Return the timeline in which no visit is to nothing, given the items (clients, tasks) of each task.
 
-        Needed where the clock is the client's own visits: waiting for a visit to nothing would never end.
+        Needed where the clock is the client's own visits: waiting for a visit to nothing would never end. A task without
+        items takes no time; in an online stream a task takes no more visits than it has items.
         """
         lengths = np.diff(self.begin, axis=1)
         row, position = np.nonzero(self.order != NO_TASK)
-        lengths[row, position] *= ~empty[row, self.order[row, position]]
+        items, planned = counts[row, self.order[row, position]], lengths[row, position]
+        lengths[row, position] = np.minimum(planned, items) if self.online else np.where(items > 0, planned, 0)
         begin = np.concatenate([self.begin[:, :1], np.cumsum(lengths, axis=1)], axis=1)
         return replace(self, begin=begin)
 

@@ -166,7 +166,7 @@ def build_stream(scenario: Scenario, dataset: Dataset | None = None) -> Stream:
     timeline = config.schedule.timeline(config.clients, config.tasks, per_round, seed)
     train, test = _share_out(scenario, dataset, tasks)
     if timeline.clock == "participations":
-        timeline = timeline.skipping(train.count == 0)
+        timeline = timeline.skipping(train.count)
     return Stream(
         dataset=dataset,
         tasks=tasks,
