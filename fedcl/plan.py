@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedcl.streams import Stream
+from fedcl.streams.stream import ALL_TASKS
 
 Ints = NDArray[np.int64]
 
@@ -59,7 +60,7 @@ def plan_round(
     clocks = stream.timeline.clocks(round, visits)[chosen]
     tasks = stream.timeline.tasks(stream.timeline.positions(stream.timeline.clocks(round, visits)))[chosen]
     if joint:
-        tasks = np.full_like(tasks, -1)
+        tasks = np.full_like(tasks, ALL_TASKS)
     steps = epochs * -(-stream.sizes(chosen, tasks, clocks) // batch)
     order = np.lexsort((chosen, -steps, nodes[chosen]))
     cohorts: list[Cohort] = []

@@ -111,9 +111,10 @@ def _problem(layout: Layout, cohort: Cohort, round: int, reply: TrainReply) -> s
         return f"it is not the answer of cohort {cohort.number} in round {round}"
     if not np.isin(reply.clients, cohort.clients).all() or len(np.unique(reply.clients)) != len(reply.clients):
         return "it covers clients that were not asked, or one twice"
-    counts = [reply.table.get(name) for name in ("n", "steps", "evicted")]
-    if any(each is None or each.dtype != np.int64 or (each < 0).any() for each in counts):
-        return "its table lacks the numbers of samples, steps and evictions, or one of them is not a count"
+    counts = [(least, reply.table.get(name)) for name, least in (("n", 1), ("steps", 1), ("evicted", 0))]
+    wrong = any(each is None or each.dtype != np.int64 or (each < least).any() for least, each in counts)
+    if len(reply.clients) and wrong:
+        return "its table lacks the numbers of samples, steps and evictions, or one of them cannot be"
     return refusal(layout, torch.from_numpy(reply.total.copy()))
 
 
