@@ -62,9 +62,11 @@ class ClientConfig(Settings):
     method: Any = part("client_methods", "finetune", "loss terms, replay draws and gradient transforms")
     memory: Any = part("memories", "reservoir", "replay memory of a client")
     optimizer: Any = part("optimizers", "sgd", "local optimiser")
-    epochs: int = setting(1, "passes over the visit's data", low=1)
-    batch: int = setting(16, "samples a step", low=1)
-    replay_batch: int | None = setting(None, "samples drawn from the memory a step; default: as batch", low=1)
+    epochs: int = setting(1, "passes over the visit's data", low=1, high=1_000_000)
+    batch: int = setting(16, "samples a step", low=1, high=1_000_000)
+    replay_batch: int | None = setting(
+        None, "samples drawn from the memory a step; default: as batch", low=1, high=1_000_000
+    )
     clip: float | None = setting(None, "largest norm of a client's gradient", above=0)
 
 

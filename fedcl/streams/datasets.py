@@ -43,8 +43,8 @@ class Synthetic(DatasetSettings):
 
     classes: int = setting(10, "classes, one cluster each", low=2, high=100_000)
     features: int = setting(16, "length of an input vector", low=1, high=1_000_000)
-    samples: int = setting(2000, "training items, the same number of each class (give or take one)", low=1)
-    test_samples: int = setting(500, "test items", low=1)
+    samples: int = setting(2000, "training items, the same number of each class (give or take one)", low=1, high=10**9)
+    test_samples: int = setting(500, "test items", low=1, high=10**9)
     separation: float = setting(3.0, "distance of a cluster's centre from the origin, in standard deviations", low=0)
     seed: int = setting(0, "seed of the data, apart from the seed of the run", low=0, high=2**62)
 

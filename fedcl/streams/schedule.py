@@ -85,7 +85,9 @@ class Schedule(Settings, ABC):
 
     clock: Literal["rounds", "participations"] = setting("rounds", "what moves a client on: rounds, or its own visits")
     online: bool = setting(False, "each visit trains once on its own slice of the task's data, never on all of it")
-    rounds: int | None = setting(None, "rounds of the run; default: as many as all streams need", low=1)
+    rounds: int | None = setting(
+        None, "rounds of the run; default: as many as all streams need", low=1, high=1_000_000_000
+    )
 
     @abstractmethod
     def streams(self, clients: int, tasks: int, seed: int) -> tuple[Ints, Ints, Ints]:

@@ -1,0 +1,229 @@
+"""Whatever stands in a scenario file: a run, or one clear sentence. And the scenarios that are shipped."""
+
+import math
+from collections import Counter
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fedcl import api
+from fedcl.cli import main
+from fedcl.config import Plain, as_dict, load, scenario_names
+from fedcl.errors import ConfigError
+from tests.federations import tiny
+
+Values = st.SearchStrategy[Any]
+
+
+def one_of(*values: Any) -> Values:
+    return st.sampled_from(values)
+
+
+def some(**strategies: Values) -> Values:
+    """Draw some of the keys."""
+    return st.fixed_dictionaries({}, optional=strategies)
+
+
+def named(chooser: str, **parts: dict[str, Values]) -> Values:
+    """Draw a part by its name alone, or with some of its settings."""
+    blocks = [
+        st.just(name) | some(**own).map(lambda own, name=name: {chooser: name, **own}) for name, own in parts.items()
+    ]
+    return st.one_of(blocks)
+
+
+def rate(most: float) -> Values:
+    return st.floats(0, most, allow_subnormal=False)
+
+
+ENTRY = some(start=st.integers(0, 2), tasks=st.lists(st.integers(0, 3), max_size=3), rounds=st.lists(st.integers(1, 2)))
+TIMES = {"clock": one_of("rounds", "participations"), "online": st.booleans(), "rounds": one_of(1, 2)}
+MODEL = {"dtype": one_of("float32", "float64"), "personal": one_of([], ["head"], ["*"], ["body"], ["tail"])}
+MEMORY = {"size": st.integers(0, 6), "admit": one_of("first_seen", "every_pass")}
+LOCAL = {"lr": rate(1), "weight_decay": rate(0.1), "keep": st.booleans()}
+SIZES = {
+    "classes": st.integers(2, 6), "features": st.integers(1, 5), "samples": st.integers(1, 60),
+    "test_samples": st.integers(1, 20), "separation": rate(5), "seed": st.integers(0, 9),
+}  # fmt: skip
+# What a block may hold. Sizes are small so that whatever runs, runs in a moment.
+STREAM = some(
+    kind=one_of("class-incremental", "task-incremental", "domain-incremental"), tasks=st.integers(1, 4),
+    shuffle_classes=st.booleans(), clients=st.integers(1, 6), joint=st.booleans(),
+    dataset=some(**SIZES).map(lambda own: {"name": "synthetic", **own}),
+    partition=named("kind", iid={}, dirichlet={"alpha": rate(9), "min_samples": st.integers(0, 3)},
+                    shards={"per_client": st.integers(1, 3)}),
+    schedule=named("kind", synchronous={**TIMES, "rounds_per_task": one_of(1, 2)},
+                   own={**TIMES, "spread": rate(0.9), "start": st.integers(0, 2), "order": one_of("same", "random")},
+                   explicit={**TIMES, "clients": st.lists(ENTRY, max_size=4)}),
+)  # fmt: skip
+CLIENT = some(
+    method=named("name", finetune={}, er={}, der={"alpha": rate(1)}, derpp={"beta": rate(1)}, fedprox={"mu": rate(1)}),
+    memory=named("policy", reservoir=MEMORY, **{"class-balanced": MEMORY}),
+    optimizer=named("name", sgd={**LOCAL, "momentum": rate(0.9)}, adam={**LOCAL, "beta1": rate(0.9)}),
+    epochs=one_of(1, 2), batch=st.integers(1, 9), replay_batch=st.none() | st.integers(1, 9),
+    clip=st.none() | rate(9),
+)  # fmt: skip
+SERVER = some(
+    method=named("name", fedavg={}, **{"single-task": {}}), weights=one_of("samples", "uniform"),
+    optimizer=named("name", sgd={"lr": rate(2)}, fedavgm={"momentum": rate(0.9)}, fedadam={"tau": rate(1)}),
+    clients_per_round=st.none() | st.integers(1, 6), min_clients=st.integers(1, 3),
+    max_update_norm=st.none() | rate(9),
+)  # fmt: skip
+SCENARIO = some(
+    name=one_of("a", "b-c"), seed=st.integers(0, 99), stream=STREAM, client=CLIENT, server=SERVER,
+    model=named("name", linear=MODEL, mlp={**MODEL, "width": st.integers(1, 5), "depth": one_of(1, 2)}, cnn={}),
+    engine=some(cohort=st.integers(1, 4), stack=st.just("auto") | st.integers(1, 4)),
+    evaluate=some(every=st.integers(0, 3), clients=st.none() | st.integers(0, 4), samples=st.none() | st.integers(1, 9)),
+    checkpoint=some(rounds=one_of(1, 2), seconds=rate(1), keep=one_of(1, 2)),
+)  # fmt: skip
+# Values that fit next to nothing.
+ODD: Values = one_of(None, True, -1, 0, 10**30, -(10**30), math.nan, math.inf, -math.inf, "", "x", "é\n", [], [1], {}, {"x": 1}, {1: 2})  # fmt: skip
+
+
+def bounded(plain: Plain) -> Plain:
+    """Give a scenario the sizes that keep it small where it names none itself, on one process."""
+    stream = {"dataset": {"name": "synthetic", "samples": 40, "test_samples": 10}, **plain.get("stream", {})}
+    schedule = stream.get("schedule", "synchronous")
+    schedule = {"kind": schedule} if isinstance(schedule, str) else schedule
+    stream["schedule"] = {"rounds": 2, **schedule}
+    return {**plain, "stream": stream, "engine": {"device": "cpu", **plain.get("engine", {}), "kind": "inline"}}
+
+
+def outcome(plain: Any) -> str:
+    """Run a scenario file and say how it ended; a sentence must be one line that says something."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "scenario.yaml"
+        path.write_text(yaml.safe_dump(plain, allow_unicode=True))
+        try:
+            ended = api.run(load(str(path)), out=Path(folder) / "run")
+        except ConfigError as error:
+            assert 10 < len(str(error)) < 500
+            assert "\n" not in str(error)
+            return "refused"
+        if ended.code == 1:  # only where training itself came to nothing, and then every client is named
+            assert "clients answered" in ended.error
+            assert "not finite" in (ended.directory / "error.log").read_text()
+            return "failed"
+        assert (ended.code, ended.results["status"]) == (0, "finished")
+        return "ran"
+
+
+def test_any_scenario_runs_or_is_refused_in_one_sentence() -> None:
+    """Random blocks of valid settings: most run from end to end; contradictions between them are told in one line."""
+    ends: Counter[str] = Counter()
+
+    @given(SCENARIO)
+    @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    def check(plain: Plain) -> None:
+        ends[outcome(bounded(plain))] += 1
+
+    check()
+    assert ends["ran"] >= 20
+    assert ends["refused"] >= 5
+
+
+def paths(plain: Any, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """Return the path of every block and value."""
+    found = [prefix] if prefix else []
+    for key, value in plain.items() if isinstance(plain, dict) else ():
+        found += paths(value, (*prefix, key))
+    return found
+
+
+def changed(plain: Plain, path: tuple[str, ...], value: Any) -> Plain:
+    """Return the scenario with another value at a path."""
+    inner = changed(plain[path[0]], path[1:], value) if len(path) > 1 else value
+    return {**plain, path[0]: inner}
+
+
+WHOLE = as_dict(tiny("stream.schedule.rounds=2", "client.method=derpp", "server.optimizer=fedadam"))
+PLACES = [path for path in paths(WHOLE) if path not in (("engine", "kind"), ("stream", "schedule", "rounds"))]
+
+
+@given(st.data())
+@settings(max_examples=120, suppress_health_check=[HealthCheck.too_slow])
+def test_any_value_that_does_not_fit_is_refused_in_one_sentence(data: st.DataObject) -> None:
+    """An odd value in the place of any block or setting: a run where it happens to fit, one sentence where not."""
+    place = data.draw(st.sampled_from(PLACES))
+    assert outcome(changed(WHOLE, place, data.draw(ODD))) in ("ran", "refused", "failed")
+
+
+@given(st.data())
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+def test_an_unknown_key_is_named(data: st.DataObject) -> None:
+    """A key that no block has, in any block: refused with its whole dotted name."""
+    blocks = [path for path in [(), *PLACES] if isinstance(at(WHOLE, path), dict)]
+    block = data.draw(st.sampled_from(blocks))
+    key = data.draw(st.text("abcdefghijk_", min_size=1, max_size=8).map(lambda text: f"q{text}q"))
+    with pytest.raises(ConfigError) as refused:
+        load(changed(WHOLE, (*block, key), data.draw(ODD)))
+    assert str(refused.value).startswith(f"unknown key {'.'.join((*block, key))!r}")
+    assert "\n" not in str(refused.value)
+
+
+def at(plain: Any, path: tuple[str, ...]) -> Any:
+    return at(plain[path[0]], path[1:]) if path else plain
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
+                        one_of("stream", "client", "model", "name", "seed", "groups", "x"), inner, max_size=4)))  # fmt: skip
+@settings(max_examples=100)
+def test_anything_that_is_yaml_is_read_or_refused(plain: Any) -> None:
+    """Random YAML that is no scenario at all: load returns one or raises ConfigError."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "scenario.yaml"
+        path.write_text(yaml.safe_dump(plain, allow_unicode=True))
+        try:
+            assert load(str(path)).stream.clients >= 1
+        except ConfigError as error:
+            assert "\n" not in str(error), error  # noqa: PT017 (either end will do)
+
+
+def test_settings_of_a_part_do_not_depend_on_the_overrides_before_them() -> None:
+    """An override inside a part changes the scenario's own part, also after another override of the same block."""
+    alone = tiny("stream.dataset.samples=50", "client.memory.size=3", "server.optimizer=fedavgm")
+    after = tiny("stream.clients=4", "stream.dataset.samples=50", "client.epochs=1", "client.memory.size=3",
+                 "server.min_clients=1", "server.optimizer=fedavgm")  # fmt: skip
+    assert alone == after
+    balanced = tiny("client.memory.policy=class-balanced", "client.epochs=2", "client.memory.size=7")
+    assert as_dict(balanced)["client"]["memory"] == {"policy": "class-balanced", "size": 7, "admit": "first_seen"}
+
+
+# The scenarios that are shipped.
+
+
+@pytest.mark.parametrize("name", scenario_names())
+def test_a_shipped_scenario_says_what_it_shows_and_is_shown(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its file begins with a comment; it loads under its own name; `fedcl show` prints what gives it back."""
+    text = scenario_names()[name].read_text()
+    assert text.startswith("# Shows ")
+    scenario = load(name)
+    assert scenario.name == name
+    assert main(["show", name]) == 0
+    assert load(yaml.safe_load(capsys.readouterr().out)) == scenario
+
+
+def test_the_scenarios_of_the_first_release_are_shipped() -> None:
+    """What README and documentation name is there, with the group of overrides for a small machine."""
+    assert {"split-digits", "split-digits-async", "task-digits", "permuted-mnist"} <= set(scenario_names())
+    small, full = load("permuted-mnist", ["group=small"]), load("permuted-mnist")
+    assert small.stream.clients < full.stream.clients
+
+
+@pytest.mark.parametrize("name", ["split-digits", "split-digits-async", "task-digits"])
+@pytest.mark.parametrize("group", [[], ["group=joint"], ["group=local-only"], ["group=single-task"]])
+def test_shipped_scenarios_run_with_every_oracle(name: str, group: list[str], tmp_path: Path) -> None:
+    """Two rounds of each, as shipped and as joint, local-only and single-task run: finished, with their figures."""
+    short = ["stream.schedule.rounds=2", "client.epochs=1", "engine.kind=inline"]
+    ended = api.run(load(name, [*group, *short]), out=tmp_path / "run")
+    assert (ended.code, ended.results["status"]) == (0, "finished")
+    assert ended.results["cost"]["rounds"] == 2
+    assert ended.results["cost"]["client_updates"] >= 1
+    local = group == ["group=local-only"]
+    assert (ended.results["absent"].get("acc") == "parameters are personal: see clients") is local
