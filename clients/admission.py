@@ -31,14 +31,19 @@ def none_admitted(k: int) -> Admitted:
     return Admitted(rows=NOTHING, slots=NOTHING, steps=NOTHING, columns=NOTHING, evicted=np.zeros(k, np.int64))
 
 
-def _offered(memory: Memory, local: Local, walked: Walk, seen: Ints) -> tuple[Ints, NDArray[np.bool_], int]:
-    """Return index (k, o) and validity (k, o) of the offered items in stream order, and the passes offered."""
-    passes = walked.index.shape[1] if memory.admit == "every_pass" else 1
-    index = walked.index[:, :passes].reshape(len(seen), -1)
-    valid = walked.real[:, :passes].reshape(len(seen), -1)
-    if memory.admit == "first_seen":
-        valid = valid & (index + local.offsets[:, None] >= seen[:, None])
-    return index, valid, passes
+def _offered(memory: Memory, records: Records, local: Local, walked: Walk, tasks: Ints) -> NDArray[np.bool_]:
+    """Return which entries of the walk (k, l) are offered: all, or those that come by for the first time ever."""
+    if memory.admit == "every_pass":
+        return walked.real
+    if "shown" in (records.dtype.names or ()):
+        return walked.first & ~records["shown"][walked.rows, _numbers(local, walked)]
+    cursor = records["cursor"][np.arange(len(records)), tasks]
+    return walked.first & (walked.index + local.offsets[:, None] >= cursor[:, None])
+
+
+def _numbers(local: Local, walked: Walk) -> Ints:
+    """Return the number (k, l) of each entry's item among all items of the client's own stream, 0 on padding."""
+    return np.where(walked.real, walked.index + (local.bases + local.offsets)[:, None], 0)
 
 
 def admit(
@@ -51,19 +56,19 @@ def admit(
         labels: (n,) labels of the whole training split.
     """
     rows = np.arange(len(records))
-    index, valid, passes = _offered(memory, local, walked, records["cursor"][rows, order.tasks])
-    items, before = local.items[rows[:, None], index], records["count"].copy()
-    slots = memory.slots(records, labels[items], valid, keys.key(seed, Purpose.ADMIT, order.clients))
+    valid, before = _offered(memory, records, local, walked, order.tasks), records["count"].copy()
+    offered = np.flatnonzero(valid.any(axis=0))  # a policy need not walk over what nobody is offered
+    items = local.items[rows[:, None], walked.index[:, offered]]
+    slots = memory.slots(records, labels[items], valid[:, offered], keys.key(seed, Purpose.ADMIT, order.clients))
     last = np.full((len(records), memory.size), -1, np.int64)
     row, place = np.nonzero(slots >= 0)
-    last[row, slots[row, place]] = place  # stream order: of two items for one slot the later is written last
+    last[row, slots[row, place]] = offered[place]  # stream order: of two items for one slot the later is written last
     row, slot = np.nonzero(last >= 0)
     place = last[row, slot]
-    chosen = (row, index[row, place])
+    chosen = (row, walked.index[row, place])
     records["items"][row, slot], records["tasks"][row, slot] = local.items[chosen], local.tasks[chosen]
     records["labels"][row, slot] = labels[local.items[chosen]]
-    steps = walked.step[:, :passes].reshape(len(records), -1)[row, place]
-    columns = walked.column[:, :passes].reshape(len(records), -1)[row, place]
+    steps, columns = walked.step[row, place], walked.column[row, place]
     by_step = np.argsort(steps, kind="stable")
     return Admitted(
         rows=row[by_step],
@@ -74,10 +79,14 @@ def admit(
     )
 
 
-def move_cursor(records: Records, local: Local, tasks: Ints) -> None:
+def move_cursor(records: Records, local: Local, walked: Walk, tasks: Ints) -> None:
     """Note how far into each task's data a client has come; what lies before is no longer new to it.
 
-    In an online stream that includes slices that passed while the client was not asked: they are gone.
+    In an online stream that includes slices that passed while the client was not asked: they are gone. Under a
+    curriculum, which may leave items out of a visit, what was shown is noted item by item instead.
     """
     rows = np.arange(len(records))
     records["cursor"][rows, tasks] = np.maximum(records["cursor"][rows, tasks], local.offsets + local.lengths)
+    if "shown" in (records.dtype.names or ()):
+        first = walked.first
+        records["shown"][walked.rows[first], _numbers(local, walked)[first]] = True

@@ -7,10 +7,11 @@ from flwr.app import Array, ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
 
 from clients import site, work
+from clients.consolidation import consolidate as consolidate_clients
 from clients.evaluation import evaluate as evaluate_clients
 from clients.memories import Ints, Records
 from fedcl import wire
-from fedcl.orders import EvaluateOrder, TrainOrder
+from fedcl.orders import ConsolidateOrder, EvaluateOrder, Order, TrainOrder
 from fedcl.state import PackStore
 
 app = ClientApp()
@@ -39,7 +40,7 @@ class ContextStore:
         return ""
 
 
-def _store(context: Context, order: TrainOrder | EvaluateOrder) -> work.Store:
+def _store(context: Context, order: Order) -> work.Store:
     return PackStore(Path(order.folder)) if order.folder else ContextStore(context)
 
 
@@ -57,6 +58,14 @@ def train(message: Message, context: Context) -> Message:
     order: TrainOrder = wire.decode(message.content)
     here = site.site(wire.text(message.content, "config"))
     return Message(wire.encode(work.train(here, order, _store(context, order))), reply_to=message)
+
+
+@app.query("consolidate")
+def consolidate(message: Message, context: Context) -> Message:
+    """Measure statistics of a task's data for the clients that the message lists."""
+    order: ConsolidateOrder = wire.decode(message.content)
+    here = site.site(wire.text(message.content, "config"))
+    return Message(wire.encode(consolidate_clients(here, order, _store(context, order))), reply_to=message)
 
 
 @app.evaluate()

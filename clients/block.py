@@ -10,10 +10,14 @@ from torch import Tensor
 
 from clients import admission, visits
 from clients.admission import Admitted
-from clients.answers import Trained, answer_rows
-from clients.memories import Ints, Records
+from clients.answers import STATISTICS, Trained, answer_rows, task_answer
+from clients.curricula import Visit, scores
+from clients.memories import Ints, Memory, Records, rehearsal
 from clients.site import Site
 from clients.trainer import Block, Capture, Result, Stepwise
+from clients.visits import Local, Walk
+from fedcl import keys
+from fedcl.keys import Purpose
 from fedcl.orders import TrainOrder
 
 
@@ -32,17 +36,35 @@ def lay(site: Site, order: TrainOrder, old: Records) -> Laid:
     """Lay a visit out; bring the memories and cursors in `old` up to date, but for the logits."""
     client, seed, labels = site.scenario.client, site.scenario.seed, site.stream.dataset.y
     local = visits.local_data(site.stream, order)
-    walked = visits.walk(local, seed, order, epochs=client.epochs, batch=client.batch)
+    walked = _walk(site, order, old, local)
     steps = visits.batches(local, walked, batch=client.batch)
     draws = _draws(site, order, old, steps.items.shape[1])  # from the memory as it was before this visit
     admitted = admission.none_admitted(len(old))
     if site.memory:
         admitted = admission.admit(site.memory, old, labels, local, walked, order, seed)
-    admission.move_cursor(old, local, order.tasks)
-    columns = [torch.from_numpy(each).to(site.device) for each in (steps.items, steps.tasks, labels[steps.items])]
-    weight = torch.from_numpy(steps.weight).to(site.dtype).to(site.device)
-    now = Stepwise(items=columns[0], tasks=columns[1], labels=columns[2], weight=weight)
-    return Laid(samples=local.lengths, counts=steps.count, now=now, draws=draws, admitted=admitted)
+    admission.move_cursor(old, local, walked, order.tasks)
+    return Laid(
+        samples=local.lengths, counts=steps.count, now=site.stepwise(steps), draws=draws, admitted=admitted
+    )
+
+
+def _walk(site: Site, order: TrainOrder, old: Records, local: Local) -> Walk:
+    """Settle which item each client sees when, as the curriculum wants it."""
+    client, seed = site.scenario.client, site.scenario.seed
+    before, length = site.stream.timeline.slots(order.clients, order.clocks)
+    visit = Visit(
+        inside=local.inside,
+        losses=scores.losses(site, order, old, local) if site.curriculum.needs else None,
+        steps=(local.lengths // client.batch + 1) * client.epochs,
+        number=before,
+        visits=length,
+        keys=keys.key(seed, Purpose.CURRICULUM, order.clients, order.round),
+    )
+
+    def shuffle(number: int) -> keys.Bits:
+        return keys.key(seed, Purpose.SHUFFLE, order.clients, order.round, number)
+
+    return visits.walk(local, shuffle, site.curriculum.pools(visit), epochs=client.epochs, batch=client.batch)
 
 
 def _draws(site: Site, order: TrainOrder, old: Records, steps: int) -> dict[str, Stepwise]:
@@ -51,10 +73,12 @@ def _draws(site: Site, order: TrainOrder, old: Records, steps: int) -> dict[str,
     if not site.memory:
         return {}
     filled, size = old["count"].copy(), client.replay_batch or client.batch
-    slots = visits.replays(site.scenario.seed, order, client.method.draws, (steps, size), filled)
+    chances = _chances(site, site.memory, order, old)
+    slots = visits.replays(site.scenario.seed, order, client.method.draws, (steps, size), filled, chances)
+    some = filled > 0 if chances is None else chances.any(axis=1)
     remembered = {name: torch.from_numpy(old[name].astype(np.int64)) for name in ("items", "tasks", "labels")}
     rows = torch.arange(len(old))[:, None, None]
-    weight = torch.from_numpy((filled > 0) / size).to(site.dtype)[:, None, None].expand(-1, steps, size)
+    weight = torch.from_numpy(some / size).to(site.dtype)[:, None, None].expand(-1, steps, size)
     found = {}
     for draw in client.method.draws:
         drawn = torch.from_numpy(slots[draw.name])
@@ -64,6 +88,22 @@ def _draws(site: Site, order: TrainOrder, old: Records, steps: int) -> dict[str,
             **columns, weight=weight.to(site.device), slots=drawn.to(site.device), logits=logits
         )
     return found
+
+
+def _chances(site: Site, memory: Memory, order: TrainOrder, old: Records) -> NDArray[np.float64] | None:
+    """Return the chance (k, m) of each memory slot in a replay draw; None: all slots in use alike."""
+    filled = np.arange(memory.size) < old["count"][:, None]
+    if memory.draw == "uniform":
+        return None
+    if memory.draw == "class-balanced":
+        alike = np.ones((len(old), site.stream.dataset.classes))
+        return rehearsal.shared_out(alike, old["labels"], filled)
+    timeline = site.stream.timeline
+    phases, begin = timeline.order[order.clients], timeline.begin[order.clients]
+    position = (begin[:, 1:] <= order.clocks[:, None]).sum(axis=1)
+    own = keys.key(site.scenario.seed, Purpose.REHEARSAL, order.clients, position)
+    weights = rehearsal.phase_weights(memory.draw, memory.alpha, position, phases.shape[1], own)
+    return rehearsal.shared_out(weights, rehearsal.first_positions(phases, old["tasks"]), filled)
 
 
 def train_block(
@@ -98,7 +138,21 @@ def train_block(
         "norm": norms.numpy(force=True).astype(np.float64),
         **{f"loss/{name}": loss.numpy(force=True).astype(np.float64) for name, loss in result.losses.items()},
     }  # fmt: skip
-    return answer_rows(site.scenario.server.method.answers, trained), table
+    training = [name for name in order.statistics if name in STATISTICS]
+    answers = [answer_rows(training, trained), *_task_answers(site, order, rows, result.after)]
+    return torch.cat(answers, dim=1), table
+
+
+def _task_answers(site: Site, order: TrainOrder, rows: slice, after: Tensor) -> list[Tensor]:
+    """Return the statistics of the task's data (k, A) under each client's own model; zeros for who is not leaving."""
+    names = [name for name in order.statistics if name not in STATISTICS]
+    if not names:
+        return []
+    answers = torch.zeros(len(after), site.layout(names).size, dtype=site.dtype, device=site.device)
+    for row in np.flatnonzero(order.leaving[rows]).tolist():
+        case = site.case(order, rows.start + row, after[row])
+        answers[row] = task_answer(names, case)
+    return [answers]
 
 
 def _kept(own: Records, name: str, kind: type) -> NDArray[Any]:
@@ -145,6 +199,8 @@ def _write(site: Site, own: Records, laid: Laid, rows: slice, result: Result) ->
         mine = (laid.admitted.rows >= rows.start) & (laid.admitted.rows < rows.stop)
         places = (laid.admitted.rows[mine] - rows.start, laid.admitted.slots[mine])
         own["logits"][places] = result.logits.numpy(force=True)
+    if "local" in names:
+        own["local"] = result.after.numpy(force=True)
     if "personal" in names:
         own["personal"] = result.after[:, site.personal].numpy(force=True)
     if site.scenario.client.optimizer.keep:

@@ -4,9 +4,11 @@ import numpy as np
 import torch
 
 from clients import records
+from clients.answers.case import load_weights
 from clients.memories import Ints, Records
 from clients.site import Site
 from clients.work import Store
+from fedcl.classifiers import predictor
 from fedcl.orders import EvaluateOrder, EvaluateReply
 from fedcl.source import measure, sample
 
@@ -35,7 +37,8 @@ def _evaluate(site: Site, order: EvaluateOrder, clients: Ints, own: Records | No
     ]
     sizes = np.array([len(cell) for cell in cells])
     shown = np.repeat(np.tile(np.arange(tasks), len(clients)), sizes)
-    right, _ = measure(site.trainer.module, site.test, np.concatenate(cells), shown)
+    classifier = {name: torch.from_numpy(each.copy()).to(site.device) for name, each in order.classifier.items()}
+    right, _ = measure(predictor(site.trainer.module, classifier), site.test, np.concatenate(cells), shown)
     correct = np.bincount(np.repeat(np.arange(len(cells)), sizes), weights=right.numpy(), minlength=len(cells))
     return correct.astype(np.int64).reshape(-1, tasks), sizes.reshape(-1, tasks)
 
@@ -45,7 +48,4 @@ def _load(site: Site, order: EvaluateOrder, own: Records | None) -> None:
     flat = torch.from_numpy(order.weights.copy()).to(site.device)
     if own is not None and own["visits"][0] > 0:
         flat[site.personal] = torch.from_numpy(own["personal"][0].copy()).to(site.device)
-    for (_, parameter), view in zip(
-        site.trainer.module.named_parameters(), site.parameters.views(flat).values(), strict=True
-    ):
-        parameter.data = view
+    load_weights(site.trainer.module, site.parameters, flat)

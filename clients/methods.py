@@ -6,7 +6,7 @@ point group `fedcl.client_methods`.
 
 from dataclasses import dataclass
 
-from clients.gradients import Transform
+from clients.gradients import Transform, agem
 from clients.losses import Draw, Term
 from clients.losses.cross_entropy import CrossEntropy, Replay
 from clients.losses.dark import Dark
@@ -67,6 +67,15 @@ class DERpp(DER):
     def terms(self) -> dict[str, Term]:
         """Return DER's terms and replay."""
         return {**DER.terms(self), "replay": Replay(beta=self.beta)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AGEM(ClientMethod):
+    """A-GEM (Chaudhry et al., ICLR 2019, arXiv:1812.00420): the gradient never points against the memory's."""
+
+    def transforms(self) -> tuple[Transform, ...]:
+        """Return the projection."""
+        return (agem.AGEM(),)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from fedcl.answers import Layout
 
 def record_dtype(
     *, tasks: int, classes: int, memory: Memory | None, logits: bool, optimizer: Optimizer, parameters: Layout,
-    personal: int, real: str,
+    personal: int, real: str, local: bool = False, shown: int = 0,
 ) -> np.dtype[np.void]:  # fmt: skip
     """Return the fields of a client's record.
 
@@ -18,6 +18,8 @@ def record_dtype(
         logits: whether remembered logits are kept with the items.
         personal: number of parameters that stay on the client.
         real: dtype of parameters and logits ("<f4" or "<f8").
+        local: whether the parameters at the end of the client's last visit are kept.
+        shown: number of items for which it is kept whether a visit has shown them.
     """
     fields: list[RecordField] = [("visits", "<i8", ()), ("cursor", "<i8", (tasks + 1,))]
     if memory:
@@ -30,6 +32,8 @@ def record_dtype(
         fields += [(f"optimizer.{name}", real, (parameters.size,)) for name in optimizer.buffers]
     if personal:
         fields += [("personal", real, (personal,))]
+    fields += [("local", real, (parameters.size,))] if local else []
+    fields += [("shown", "?", (shown,))] if shown else []
     return np.dtype(fields)
 
 

@@ -1,5 +1,6 @@
 """What a worker or a node knows before it is asked anything: data, model, method, the shape of records and answers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -8,14 +9,18 @@ import torch
 from torch import Tensor
 
 import fedcl.models
+from clients.answers.case import Case, load_weights
+from clients.curricula import Curriculum, Vanilla
 from clients.gradients import Transform
 from clients.gradients.clip import ClipNorm
 from clients.memories import Memory
 from clients.records import record_dtype
-from clients.trainer import Trainer
+from clients.trainer import Stepwise, Trainer
+from clients.visits import Steps
 from fedcl.answers import Layout, answer_layout
 from fedcl.config import Scenario
 from fedcl.models import personal_names
+from fedcl.orders import ConsolidateOrder, TrainOrder
 from fedcl.source import Source, source
 from fedcl.streams import Stream
 from fedcl.world import scenario_of, world
@@ -79,6 +84,24 @@ class Site:
         memory: Memory = self.scenario.client.memory
         return memory if self.scenario.client.method.draws and memory.size else None
 
+    @property
+    def curriculum(self) -> Curriculum:
+        """Which items of a visit are shown when."""
+        curriculum: Curriculum = self.scenario.client.curriculum
+        return curriculum
+
+    @cached_property
+    def experts(self) -> dict[int, Tensor]:
+        """Parameters (P,) of the experts trained so far in this process, by task (clients.curricula.scores)."""
+        return {}
+
+    def stepwise(self, steps: Steps) -> Stepwise:
+        """Return what the stream shows at each step, on the device."""
+        labels = self.stream.dataset.y[steps.items]
+        columns = [torch.from_numpy(each).to(self.device) for each in (steps.items, steps.tasks, labels)]
+        weight = torch.from_numpy(steps.weight).to(self.dtype).to(self.device)
+        return Stepwise(items=columns[0], tasks=columns[1], labels=columns[2], weight=weight)
+
     @cached_property
     def shared(self) -> Tensor:
         """(P,) 1 where a parameter is shared with the server, 0 where it is personal."""
@@ -105,12 +128,34 @@ class Site:
             parameters=self.parameters,
             personal=int(self.personal.sum()),
             real="<f4" if self.dtype == torch.float32 else "<f8",
+            local=self.curriculum.needs in ("L", "LG"),
+            shown=int(self.stream.totals.max()) if self.memory and not isinstance(self.curriculum, Vanilla) else 0,
         )
 
-    @cached_property
+    def case(self, order: TrainOrder | ConsolidateOrder, row: int, weights: Tensor) -> Case:
+        """Return one client's data of its task, and the model with these weights (P,)."""
+        client, task = int(order.clients[row]), int(order.tasks[row])
+        items, tasks = self.stream.items(client, task, 0, int(self.stream.train.count[client, task]))
+        load_weights(self.trainer.module, self.parameters, weights)
+        return Case(
+            module=self.trainer.module,
+            parameters=self.parameters,
+            method=self.scenario.server.method,
+            shared={name: torch.from_numpy(each.copy()).to(self.device) for name, each in order.shared.items()},
+            data=self.trainer.data,
+            items=torch.from_numpy(items).to(self.device),
+            tasks=torch.from_numpy(tasks).to(self.device),
+            secret=(self.scenario.seed, client, order.round),
+        )
+
+    @property
     def answer(self) -> Layout:
-        """Names and shapes of what a client answers to this scenario's server method."""
-        return answer_layout(self.scenario.server.method.answers, self.parameters)
+        """Names and shapes of the answer of an ordinary round."""
+        return self.layout(self.scenario.server.method.answers)
+
+    def layout(self, statistics: Sequence[str]) -> Layout:
+        """Return names and shapes of an answer with these statistics."""
+        return answer_layout(statistics, self.parameters, self.scenario.server.method)
 
 
 def make_site(text: str, stream: Stream | None = None) -> Site:

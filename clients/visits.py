@@ -4,17 +4,20 @@ Everything random or ragged is settled here, for all clients of the cohort at on
 then only gathers. Every draw is keyed by (client, round, position), never by the width that a cohort is padded to.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from clients.curricula import Pools
 from clients.losses import Draw
+from clients.memories import rehearsal
 from fedcl import keys
-from fedcl.keys import Purpose
+from fedcl.keys import Bits, Purpose
 from fedcl.orders import Ints, TrainOrder
 from fedcl.streams import Stream
+from fedcl.streams.stream import ALL_TASKS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,21 +28,29 @@ class Local:
     tasks: Ints  # (k, w) how each is shown (permutation, mask)
     lengths: Ints  # (k,) real lengths
     offsets: Ints  # (k,) where the visit begins in the client's cell of the task (online streams)
+    bases: Ints  # (k,) where that cell begins among all items of the client's own stream, task by task
+
+    @property
+    def inside(self) -> NDArray[np.bool_]:
+        """(k, w) False on padding."""
+        inside: NDArray[np.bool_] = np.arange(self.items.shape[1]) < self.lengths[:, None]
+        return inside
 
 
 @dataclass(frozen=True, kw_only=True)
 class Walk:
-    """Where each position of each epoch's shuffled pass comes by; all (k, epochs, w)."""
+    """Which item comes by when: pass after pass, in the order of the steps; all (k, l)."""
 
     index: Ints  # position in Local
     step: Ints
     column: Ints
     real: NDArray[np.bool_]  # False on padding
+    first: NDArray[np.bool_]  # the item comes by for the first time in this visit
 
     @property
     def rows(self) -> Ints:
         """Row of each entry."""
-        return np.broadcast_to(np.arange(len(self.index))[:, None, None], self.index.shape)
+        return np.broadcast_to(np.arange(len(self.index))[:, None], self.index.shape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,27 +73,62 @@ def local_data(stream: Stream, order: TrainOrder) -> Local:
     items, tasks = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     for row, (own, task) in enumerate(found):
         items[row, : len(own)], tasks[row, : len(own)] = own, task
-    return Local(items=items, tasks=tasks, lengths=lengths, offsets=starts)
+    return Local(items=items, tasks=tasks, lengths=lengths, offsets=starts, bases=_bases(stream, order))
 
 
-def walk(local: Local, seed: int, order: TrainOrder, *, epochs: int, batch: int) -> Walk:
-    """Shuffle every epoch of every client and cut it into batches."""
-    k, width = local.items.shape
-    shuffle = keys.key(seed, Purpose.SHUFFLE, order.clients[:, None], order.round, np.arange(epochs))
-    index = np.stack([keys.permutations(shuffle[:, e], local.lengths, width) for e in range(epochs)], axis=1)
-    position, per_epoch = np.arange(width), -(-local.lengths // batch)
-    step = np.arange(epochs)[None, :, None] * per_epoch[:, None, None] + position // batch
-    return Walk(
-        index=index,
-        step=step,
-        column=np.broadcast_to(position % batch, step.shape),
-        real=np.broadcast_to((position < local.lengths[:, None])[:, None], (k, epochs, width)),
-    )
+def _bases(stream: Stream, order: TrainOrder) -> Ints:
+    """Return where each client's cell begins among the items of its own stream (`Stream.items` of all tasks)."""
+    rows, everything = np.arange(len(order.clients)), order.tasks == ALL_TASKS
+    counts = np.where(stream.own[order.clients], stream.train.count[order.clients], 0)
+    return np.where(everything, 0, (np.cumsum(counts, axis=1) - counts)[rows, order.tasks])
+
+
+def walk(local: Local, shuffle: Callable[[int], Bits], pools: Pools, *, epochs: int, batch: int) -> Walk:
+    """Shuffle pool after pool and cut each into batches, until every client has the steps of `epochs` whole passes.
+
+    Args:
+        shuffle: pass number (from 0) -> (k,) keys.
+        pools: pass number, steps done (k,) -> (k, w) what the pass shows.
+        epochs: passes over all of the data that the steps are counted by.
+        batch: samples a step; the last of a pass may be smaller.
+
+    Raises:
+        ValueError: a pool is empty.
+    """
+    wanted = epochs * -(-local.lengths // batch)
+    done, seen, passes = np.zeros_like(wanted), ~local.inside, [_NO_PASS.repeat(len(wanted), axis=1)]
+    while (done < wanted).any():
+        number = len(passes) - 1
+        pool = pools(number, done) & local.inside
+        sizes = pool.sum(axis=1)
+        if ((sizes == 0) & (done < wanted)).any():
+            raise ValueError(f"the curriculum shows nothing in pass {number}")
+        index = _shuffled(shuffle(number), pool)[:, : sizes.max()]
+        position = np.arange(index.shape[1])
+        step = done[:, None] + position // batch
+        real = (position < sizes[:, None]) & (step < wanted[:, None])
+        first = real & ~np.take_along_axis(seen, index, axis=1)
+        rows, columns = np.nonzero(first)
+        seen[rows, index[rows, columns]] = True
+        passes.append(np.stack(np.broadcast_arrays(index, step, position % batch, real, first)))
+        done = done + -(-sizes // batch)
+    index, step, column, real, first = np.concatenate(passes, axis=2)
+    return Walk(index=index, step=step, column=column, real=real.astype(np.bool_), first=first.astype(np.bool_))
+
+
+_NO_PASS = np.zeros((5, 1, 0), np.int64)
+
+
+def _shuffled(shuffle: Bits, pool: NDArray[np.bool_]) -> Ints:
+    """Return a permutation (k, w) of the positions, those of the pool first; a position's draw is its own."""
+    draws = keys.bits(shuffle, pool.shape[1])
+    draws[~pool] = np.iinfo(np.uint64).max
+    return np.argsort(draws, axis=1, kind="stable")
 
 
 def batches(local: Local, walked: Walk, *, batch: int) -> Steps:
     """Lay the walk out as (client, step, column)."""
-    count = (walked.step.max(axis=(1, 2), initial=-1, where=walked.real) + 1).astype(np.int64)
+    count = (walked.step.max(axis=1, initial=-1, where=walked.real) + 1).astype(np.int64)
     shape = (len(count), max(1, int(count.max(initial=0))), batch)
     real, rows = walked.real, walked.rows[walked.real]
     where, picked = (rows, walked.step[real], walked.column[real]), (rows, walked.index[real])
@@ -92,12 +138,24 @@ def batches(local: Local, walked: Walk, *, batch: int) -> Steps:
 
 
 def replays(
-    seed: int, order: TrainOrder, draws: Sequence[Draw], shape: tuple[int, int], filled: Ints
+    seed: int,
+    order: TrainOrder,
+    draws: Sequence[Draw],
+    shape: tuple[int, int],
+    filled: Ints,
+    chances: NDArray[np.float64] | None = None,
 ) -> dict[str, Ints]:
-    """Draw memory slots with replacement: draw name -> (k, steps, replay batch), all 0 where nothing is remembered."""
+    """Draw memory slots with replacement: draw name -> (k, steps, replay batch), all 0 where nothing can be drawn.
+
+    Args:
+        shape: steps and replay batch.
+        filled: (k,) slots in use.
+        chances: (k, m) chance of each slot; None: those in use alike.
+    """
     drawn = {}
     for number, draw in enumerate(draws):
         key = keys.key(seed, Purpose.REPLAY, order.clients, order.round, number)
         bits = keys.bits(key, shape[0] * shape[1])
-        drawn[draw.name] = keys.below(bits, filled[:, None]).reshape(len(filled), *shape)
+        slots = keys.below(bits, filled[:, None]) if chances is None else rehearsal.draw(chances, bits)
+        drawn[draw.name] = slots.reshape(len(filled), *shape)
     return drawn

@@ -80,7 +80,7 @@ def pick(order: TrainOrder, rows: Ints) -> TrainOrder:
     """Return the order for some of its clients."""
     return replace(
         order, clients=order.clients[rows], tasks=order.tasks[rows], clocks=order.clocks[rows], rows=order.rows[rows],
-        packs=[order.packs[row] for row in rows],
+        packs=[order.packs[row] for row in rows], leaving=order.leaving[rows] if len(order.leaving) else order.leaving,
     )  # fmt: skip
 
 
@@ -90,7 +90,7 @@ def work(site: Site, order: TrainOrder, old: Records) -> Worked:
     Args:
         old: (k,) their records; changed in place into the new ones.
     """
-    total = torch.zeros(site.answer.size, dtype=site.dtype, device=site.device)
+    total = torch.zeros(site.layout(order.statistics).size, dtype=site.dtype, device=site.device)
     if not len(order.clients):
         return Worked(total=total, clients=order.clients, records=old, table={}, errors=[])
     laid, stack = lay(site, order, old), site.stack

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -84,17 +85,34 @@ class Answer:
         return {name[len(prefix) + 1 :]: self[name] for name in names}
 
 
-def _delta(parameters: Layout) -> Layout:
+def _delta(parameters: Layout, method: Any) -> Layout:
     return parameters.prefixed("delta") + Layout((("weight", ()),))
 
 
-# Names and shapes of each statistic that clients can add up, for a model with given parameters.
-LAYOUTS: dict[str, Callable[[Layout], Layout]] = {"delta": _delta}
+def _energies(parameters: Layout, method: Any) -> Layout:
+    """Per protected layer: n * r, ||R||^2, ||A||^2; then n."""
+    return Layout((*((f"energy/{name}", (3,)) for name in method.protected(parameters)), ("items", ())))
 
 
-def answer_layout(statistics: Sequence[str], parameters: Layout) -> Layout:
-    """Return the layout of an answer that holds the named statistics in order."""
-    return Layout(tuple(shape for name in statistics for shape in LAYOUTS[name](parameters).shapes))
+def _sketch(parameters: Layout, method: Any) -> Layout:
+    shapes = dict(parameters.shapes)
+    names = method.protected(parameters)
+    sketches = [(f"sketch/{name}", (math.prod(shapes[name][1:]), method.width(shapes[name]))) for name in names]
+    return Layout(tuple(sketches)) + _energies(parameters, method)
+
+
+def _gram(parameters: Layout, method: Any) -> Layout:
+    inputs = {name: math.prod(dict(parameters.shapes)[name][1:]) for name in method.protected(parameters)}
+    return Layout(tuple((f"gram/{name}", (d, d)) for name, d in inputs.items())) + _energies(parameters, method)
+
+
+# Names and shapes of each statistic that clients can add up, for a model with given parameters and a server method.
+LAYOUTS: dict[str, Callable[[Layout, Any], Layout]] = {"delta": _delta, "sketch": _sketch, "gram": _gram}
+
+
+def answer_layout(statistics: Sequence[str], parameters: Layout, method: Any = None) -> Layout:
+    """Return the layout of an answer that holds the named statistics in order, as a server method asks for them."""
+    return Layout(tuple(shape for name in statistics for shape in LAYOUTS[name](parameters, method).shapes))
 
 
 def refusal(layout: Layout, flat: Tensor) -> str | None:

@@ -14,6 +14,7 @@ KINDS = {
     "server": "server_methods",
     "clients": "client_methods",
     "memories": "memories",
+    "curricula": "curricula",
     "models": "models",
     "partitions": "partitions",
     "schedules": "schedules",

@@ -61,6 +61,7 @@ class ClientConfig(Settings):
 
     method: Any = part("client_methods", "finetune", "loss terms, replay draws and gradient transforms")
     memory: Any = part("memories", "reservoir", "replay memory of a client")
+    curriculum: Any = part("curricula", "vanilla", "which items of a visit are shown when")
     optimizer: Any = part("optimizers", "sgd", "local optimiser")
     epochs: int = setting(1, "passes over the visit's data", low=1, high=1_000_000)
     batch: int = setting(16, "samples a step", low=1, high=1_000_000)

@@ -33,6 +33,9 @@ class Purpose(IntEnum):
     ADMIT = 8
     EVALUATE = 9
     DATA = 10
+    CURRICULUM = 11
+    SKETCH = 12
+    REHEARSAL = 13
 
 
 def _mix(z: Bits) -> Bits:

@@ -33,11 +33,25 @@ class TrainOrder(Order):
     tasks: Ints  # global task id; -1 = all tasks at once (the joint oracle)
     clocks: Ints
     shared: dict[str, Array] = field(default_factory=dict)
+    statistics: list[str] = field(default_factory=lambda: ["delta"])  # what to answer
+    # 1: the statistics of the client's task are wanted too, 0: zeros in their place; empty: nobody's are
+    leaving: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConsolidateOrder(Order):
+    """Measure statistics of each client's data of a task under the given weights; nothing is trained."""
+
+    tasks: Ints
+    shared: dict[str, Array] = field(default_factory=dict)
+    statistics: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOrder(Order):
     """Measure accuracy on each client's own test items of every task."""
+
+    classifier: dict[str, Array] = field(default_factory=dict)  # how to predict; empty: by the model's logits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +81,13 @@ class TrainReply(Reply):
     total: Array  # (A,) flat
     pack: str = ""
     checksum: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConsolidateReply(Reply):
+    """The sum of the cohort's statistics."""
+
+    total: Array  # (A,) flat, float64
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,15 +40,24 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "er": "clients.methods:ER",
         "der": "clients.methods:DER",
         "derpp": "clients.methods:DERpp",
+        "agem": "clients.methods:AGEM",
         "fedprox": "clients.methods:FedProx",
     },
     "memories": {
         "reservoir": "clients.memories.reservoir:Reservoir",
         "class-balanced": "clients.memories.class_balanced:ClassBalanced",
     },
+    "curricula": {
+        "vanilla": "clients.curricula:Vanilla",
+        "curr": "clients.curricula.sample:Curr",
+        "anti": "clients.curricula.sample:Anti",
+        "rand": "clients.curricula.sample:Rand",
+        "cyclical": "clients.curricula.cyclical:Cyclical",
+    },
     "optimizers": {"sgd": "clients.optimizers:SGD", "adam": "clients.optimizers:Adam"},
     "server_methods": {
         "fedavg": "server.methods.fedavg:FedAvg",
+        "fot": "server.methods.fot:FOT",
         "single-task": "server.methods.single_task:SingleTask",
     },
     "server_optimizers": {
@@ -59,7 +68,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "selections": {"uniform": "server.selection:Uniform"},
 }
 # The key that chooses within a part, as users write it: partition: {kind: dirichlet}, model: {name: mlp}.
-CHOOSER = {"partitions": "kind", "schedules": "kind", "memories": "policy"}
+CHOOSER = {"partitions": "kind", "schedules": "kind", "memories": "policy", "curricula": "order"}
 # Entry-point groups for outside packages.
 GROUPS = {kind: f"fedcl.{kind}" for kind in BUILT_IN}
 

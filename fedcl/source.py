@@ -3,12 +3,13 @@
 Both sides use it: clients gather training batches and their own test items, the server the central test items.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from fedcl import keys
@@ -79,14 +80,18 @@ def sample(items: NDArray[np.int64], limit: int | None, seed: int, *parts: int) 
 
 @torch.no_grad()
 def measure(
-    model: nn.Module, data: Source, items: NDArray[np.int64], tasks: NDArray[np.int64]
+    predict: Callable[[Tensor], Tensor], data: Source, items: NDArray[np.int64], tasks: NDArray[np.int64]
 ) -> tuple[Tensor, Tensor]:
-    """Return which items the model predicts right (n,) bool and their cross-entropies (n,), 1,024 at a time."""
+    """Return which items are predicted right (n,) bool and their cross-entropies (n,), 1,024 at a time.
+
+    Args:
+        predict: inputs (b, *shape) -> logits (b, classes).
+    """
     right, losses = [], []
     for start in range(0, len(items), 1024):
         part = torch.from_numpy(items[start : start + 1024]).to(data.x.device)
         task = torch.from_numpy(tasks[start : start + 1024]).to(data.x.device)
-        logits = model(data.inputs(part, task)) + data.mask(task)
+        logits = predict(data.inputs(part, task)) + data.mask(task)
         right.append(logits.argmax(1) == data.y[part])
         losses.append(cross_entropy(logits, data.y[part], reduction="none"))
     if not right:

@@ -16,11 +16,25 @@ from numpy.typing import NDArray
 
 from fedcl import orders
 from fedcl.errors import FederationError
-from fedcl.orders import ClientError, EvaluateOrder, EvaluateReply, Ints, Reply, TrainOrder, TrainReply
+from fedcl.orders import (
+    ClientError,
+    ConsolidateOrder,
+    ConsolidateReply,
+    EvaluateOrder,
+    EvaluateReply,
+    Ints,
+    Order,
+    Reply,
+    TrainOrder,
+    TrainReply,
+)
 
 RAW = "fedcl.raw"
 DTYPES = ("float32", "float64", "int64", "int32", "bool")
-KINDS: dict[str, type] = {each.__name__: each for each in (TrainOrder, EvaluateOrder, TrainReply, EvaluateReply)}
+KINDS: dict[str, type] = {
+    each.__name__: each
+    for each in (TrainOrder, ConsolidateOrder, EvaluateOrder, TrainReply, ConsolidateReply, EvaluateReply)
+}
 
 
 class BadMessage(FederationError):
@@ -68,7 +82,7 @@ def _facts(record: RecordDict) -> dict[str, Any]:
     return facts
 
 
-def encode(message: TrainOrder | EvaluateOrder | Reply, weights: ArrayRecord | None = None, **extra: str) -> RecordDict:
+def encode(message: Order | Reply, weights: ArrayRecord | None = None, **extra: str) -> RecordDict:
     """Return an order or a reply as a RecordDict.
 
     Args:
@@ -169,6 +183,8 @@ def _check(message: Any) -> None:
     for name in ("tasks", "clocks", "rows", "packs", "correct", "items"):
         if hasattr(message, name) and len(getattr(message, name)) != n:
             raise BadMessage(f"{name!r} has {len(getattr(message, name))} entries for {n} clients")
+    if len(getattr(message, "leaving", ())) not in (0, n):
+        raise BadMessage(f"'leaving' has {len(message.leaving)} entries for {n} clients")
     for name, array in vars(message).items():
         if isinstance(array, np.ndarray) and array.ndim != 1 + (name in ("correct", "items")):
             raise BadMessage(f"{name!r} has shape {array.shape} for {n} clients")

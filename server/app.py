@@ -2,12 +2,14 @@
 
 from dataclasses import replace
 
+import numpy as np
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedcl import rundir
 from fedcl.interrupt import Stopped, listening
 from fedcl.streams import empty_cells
+from server.consolidation import consolidate
 from server.evaluation import evaluate, measured
 from server.federation import Federation
 from server.state import State
@@ -43,7 +45,7 @@ def opening(federation: Federation) -> State:
     if empty:
         journal.write({"event": "skip", "cells": [list(cell) for cell in empty]})
     if not federation.personal:
-        journal.write(measured(federation, state.weights, 0, state.begun))
+        journal.write(measured(federation, state, 0))
     return replace(state, offset=journal.offset)
 
 
@@ -51,7 +53,9 @@ def one_round(federation: Federation, state: State, round: int) -> State:
     """Select, plan, train; aggregate, optimise, project; consolidate; evaluate."""
     server = federation.scenario.server
     before = federation.begin_tasks(state, round)
-    total, state = train(federation, before, round, federation.plan(before, round))
+    cohorts = federation.plan(before, round)
+    riding = federation.riding(before, round, cohorts)
+    total, state = train(federation, before, round, cohorts, riding)
     if total is not None:
         method, step = server.method.end_round(state.method, state.weights, total)
         moments, step = server.optimizer.apply(state.optimizer, step)
@@ -59,7 +63,10 @@ def one_round(federation: Federation, state: State, round: int) -> State:
         weights = {name: weight + step[name] for name, weight in state.weights.items()}
         state = replace(state, method=method, optimizer=moments, weights=weights)
     ended, leavers = federation.ended(before, state, round)
-    if ended:
-        method, weights = server.method.end_task(state.method, state.weights, total, ended)
+    asked, state = consolidate(federation, state, round, ended, leavers)
+    over = ended or np.flatnonzero(riding).tolist()
+    if over or asked is not None:
+        known = total if server.method.participants == "round" else asked
+        method, weights = server.method.end_task(state.method, state.weights, known, over)
         state = replace(state, method=method, weights=weights)
     return evaluate(federation, state, round, ended, leavers)

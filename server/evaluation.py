@@ -7,10 +7,8 @@ from typing import Any
 
 import numpy as np
 from flwr.app import Message
-from numpy.typing import NDArray
 
 from fedcl import wire
-from fedcl.answers import Tensors
 from fedcl.orders import ClientError, EvaluateOrder, EvaluateReply, Ints
 from fedcl.source import sample
 from server.exchange import exchange
@@ -25,7 +23,7 @@ def evaluate(
     every, last = federation.scenario.evaluate.every, round == federation.stream.timeline.rounds
     accuracy: list[float | None] | None = None
     if not federation.personal and (ended or last or (every and round % every == 0)):
-        event = measured(federation, state.weights, round, state.begun)
+        event = measured(federation, state, round)
         federation.journal.write(event)
         accuracy = event["accuracy"]
     over = state.ended.copy()
@@ -38,13 +36,13 @@ def evaluate(
     )
 
 
-def measured(federation: Federation, weights: Tensors, round: int, begun: NDArray[np.bool_]) -> dict[str, Any]:
+def measured(federation: Federation, state: State, round: int) -> dict[str, Any]:
     """Return the evaluation event of the global model."""
     began = time.monotonic()
-    accuracy, loss = federation.judge.accuracy(weights)
+    accuracy, loss = federation.judge.accuracy(state.weights, federation.classifier(state))
     seconds = round_to(time.monotonic() - began)
     return {
-        "event": "evaluation", "round": round, "accuracy": accuracy, "loss": loss, "started": begun.tolist(),
+        "event": "evaluation", "round": round, "accuracy": accuracy, "loss": loss, "started": state.begun.tolist(),
         "seconds": seconds,
     }  # fmt: skip
 
@@ -58,7 +56,7 @@ def _evaluate_leavers(federation: Federation, state: State, round: int, leavers:
     clients, tasks = leavers[0][kept], leavers[1][kept]
     if not len(clients):
         return
-    parts = _cohorts(federation, clients)
+    parts = [clients[rows] for rows in federation.cohorts(clients)]
     messages = _messages(federation, state, round, parts)
     found: dict[int, list[float | None]] = {}
     replies = exchange(federation.grid, messages, federation.scenario.server.deadline, federation.stop)
@@ -74,20 +72,14 @@ def _evaluate_leavers(federation: Federation, state: State, round: int, leavers:
     })  # fmt: skip
 
 
-def _cohorts(federation: Federation, clients: Ints) -> list[Ints]:
-    """Cut clients into lists of one node each, at most a cohort long."""
-    nodes, size = federation.roster.nodes[clients], federation.scenario.engine.cohort
-    each_node = [clients[nodes == node] for node in np.unique(nodes)]
-    return [own[begin : begin + size] for own in each_node for begin in range(0, len(own), size)]
-
-
 def _messages(federation: Federation, state: State, round: int, parts: Sequence[Ints]) -> list[Message]:
     weights, messages = federation.pack_weights(state), []
+    classifier = {name: each.numpy() for name, each in federation.classifier(state).items()}
     for number, clients in enumerate(parts):
         packs, rows, folder = federation.records(state, clients)
         order = EvaluateOrder(
             round=round, cohort=number, clients=clients, packs=packs, rows=rows, folder=folder,
-            weights=np.zeros(0, np.float32),
+            weights=np.zeros(0, np.float32), classifier=classifier,
         )  # fmt: skip
         node = federation.roster.ids[federation.roster.nodes[clients[0]]]
         messages.append(Message(wire.encode(order, weights, config=federation.text), node, "evaluate"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,9 +12,10 @@ from types import TracebackType
 import numpy as np
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid
+from numpy.typing import NDArray
 
 from fedcl import config, plan, rundir, wire
-from fedcl.answers import Layout, answer_layout
+from fedcl.answers import Layout, Tensors, answer_layout
 from fedcl.config import Scenario
 from fedcl.digest import digest
 from fedcl.interrupt import StopRequest
@@ -26,6 +28,7 @@ from fedcl.world import as_text, world
 from server import checkpoint
 from server.exchange import Roster, call_the_roll
 from server.judge import Judge
+from server.methods import ServerMethod
 from server.state import State, restored, snapshot, state_digest
 
 
@@ -43,7 +46,6 @@ class Federation:
     roster: Roster
     stop: StopRequest
     parameters: Layout
-    answer: Layout
     committed: tuple[int, float] = (0, 0.0)  # round and time of the last checkpoint
     synced: set[str] = field(default_factory=set)  # packs that it has forced onto the disk
     kept: list[Index] = field(default_factory=list)  # of the kept checkpoints: their packs stay
@@ -68,7 +70,6 @@ class Federation:
             roster=call_the_roll(grid, text, scenario.stream.clients, stop),
             stop=stop,
             parameters=judge.layout,
-            answer=answer_layout(scenario.server.method.answers, judge.layout),
         )
 
     def __enter__(self) -> Federation:
@@ -124,6 +125,7 @@ class Federation:
             method=server.method.begin(weights),
             optimizer=server.optimizer.begin(weights),
             visits=np.zeros(clients, np.int64),
+            pending=np.zeros((clients, tasks), np.bool_),
             begun=np.zeros(tasks, np.bool_),
             ended=np.zeros(tasks, np.bool_),
             index=Index.empty(clients),
@@ -175,6 +177,32 @@ class Federation:
         self.journal.error(f"round {round}, client {error.client}: {error.error}\n{error.traceback}")
 
     # One round.
+
+    def answer(self, statistics: Sequence[str]) -> Layout:
+        """Return names and shapes of an answer with these statistics."""
+        return answer_layout(statistics, self.parameters, self.scenario.server.method)
+
+    def cohorts(self, clients: Ints) -> list[Ints]:
+        """Cut clients into parts of one node each, at most a cohort long; returns positions in `clients`."""
+        nodes, size = self.roster.nodes[clients], self.scenario.engine.cohort
+        each_node = [np.flatnonzero(nodes == node) for node in np.unique(nodes)]
+        return [own[begin : begin + size] for own in each_node for begin in range(0, len(own), size)]
+
+    def classifier(self, state: State) -> Tensors:
+        """Return what predicts instead of the logits of the global model, if the method has something."""
+        method: ServerMethod = self.scenario.server.method
+        return method.classifier(state.method, state.weights)
+
+    def riding(self, state: State, round: int, cohorts: Sequence[Cohort]) -> NDArray[np.bool_]:
+        """Return the tasks (tasks,) whose statistics are to ride on this round's answers."""
+        method, tasks = self.scenario.server.method, len(self.stream.tasks)
+        if not method.task_answers or method.participants != "round" or self.scenario.stream.joint or not cohorts:
+            return np.zeros(tasks, np.bool_)
+        if method.every:
+            return np.full(tasks, round % method.every == 0)
+        visits = state.visits.copy()
+        visits[np.concatenate([cohort.clients for cohort in cohorts])] += 1
+        return plan.completed(self.stream, round, visits) & state.begun & ~state.ended
 
     def pack_weights(self, state: State) -> ArrayRecord:
         """Return the weights as the one record that all messages of an exchange share."""

@@ -8,6 +8,7 @@ from torch import nn
 
 import fedcl.models
 from fedcl.answers import Layout, Tensors
+from fedcl.classifiers import predictor
 from fedcl.config import Scenario
 from fedcl.source import Source, measure, sample, source
 from fedcl.streams import Stream
@@ -41,7 +42,7 @@ class Judge:
         """Names and shapes of the parameters."""
         return Layout.of(dict(self.module.named_parameters()))
 
-    def accuracy(self, weights: Tensors) -> tuple[list[float | None], float | None]:
+    def accuracy(self, weights: Tensors, classifier: Tensors) -> tuple[list[float | None], float | None]:
         """Return the accuracy on each task's central test items (None: it has none) and the mean loss over all."""
         with torch.no_grad():
             for name, parameter in self.module.named_parameters():
@@ -49,7 +50,8 @@ class Judge:
         limit, seed = self.scenario.evaluate.samples, self.scenario.seed
         cells = [sample(cell, limit, seed, task) for task, cell in enumerate(self.stream.central)]
         sizes = [len(cell) for cell in cells]
-        right, losses = measure(self.module, self.data, np.concatenate(cells), np.repeat(np.arange(len(cells)), sizes))
+        tasks = np.repeat(np.arange(len(cells)), sizes)
+        right, losses = measure(predictor(self.module, classifier), self.data, np.concatenate(cells), tasks)
         loss = float(losses.double().mean())
         means = [float(part.double().mean()) if len(part) else None for part in torch.split(right, sizes)]
         return means, loss if np.isfinite(loss) else None

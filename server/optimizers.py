@@ -63,7 +63,7 @@ class FedAdam(Settings):
     lr: float = setting(0.01, "server learning rate", above=0)
     beta1: float = setting(0.9, "decay of the first moment", low=0, below=1)
     beta2: float = setting(0.99, "decay of the second moment", low=0, below=1)
-    tau: float = setting(1e-3, "degree of adaptivity", above=0)
+    tau: float = setting(1e-3, "degree of adaptivity", above=0, high=1e6)
 
     def begin(self, weights: Tensors) -> State:
         """Return m = 0 and v = tau^2."""

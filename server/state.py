@@ -25,6 +25,7 @@ class State:
     method: Tensors
     optimizer: Moments
     visits: Ints  # (clients,) answers accepted from each client
+    pending: NDArray[np.bool_]  # (clients, tasks) statistics that are still to be asked for
     begun: NDArray[np.bool_]  # (tasks,) some client has met the task
     ended: NDArray[np.bool_]  # (tasks,) everyone who has the task has finished it
     index: Index  # where each client's newest record lies
@@ -40,6 +41,11 @@ def _under(prefix: str, tensors: Tensors) -> Tensors:
     return {name[len(prefix) + 1 :]: each for name, each in tensors.items() if name.startswith(f"{prefix}/")}
 
 
+def _pairs(state: State) -> Ints:
+    """Return the pending (client, task) pairs, (n, 2)."""
+    return np.argwhere(state.pending)
+
+
 def server_tensors(state: State) -> Tensors:
     """Return what the method and the server optimiser remember, by name."""
     moments = {f"{kind}/{name}": each for kind, tensors in state.optimizer.items() for name, each in tensors.items()}
@@ -48,14 +54,15 @@ def server_tensors(state: State) -> Tensors:
 
 def state_digest(state: State) -> str:
     """Return the sha256 of everything the server remembers beside the weights and the clients' records."""
-    counters = {"visits": state.visits, "begun": state.begun, "ended": state.ended}
+    counters = {"visits": state.visits, "begun": state.begun, "ended": state.ended, "pending": _pairs(state)}
     return digest({**server_tensors(state), **{name: torch.from_numpy(each) for name, each in counters.items()}})
 
 
 def snapshot(state: State, config_hash: str) -> Snapshot:
     """Return the checkpoint of a state."""
-    counters = {"visits": state.visits, "begun": state.begun, "ended": state.ended, **state.index.tensors()}
-    tensors = {f"server/{name}": torch.as_tensor(each) for name, each in counters.items()}
+    counters = {"visits": state.visits, "begun": state.begun, "ended": state.ended, "pending": _pairs(state)}
+    tensors = {name: torch.as_tensor(each) for name, each in counters.items()} | state.index.tensors()
+    tensors = _prefixed("server", tensors)
     facts = {"offset": state.offset, "seconds": state.seconds, "index": state.index.facts(), "config_hash": config_hash}
     return Snapshot(state.round, {**_prefixed("weights", state.weights), **server_tensors(state), **tensors}, facts)
 
@@ -70,7 +77,9 @@ def restored(snapshot: Snapshot, config_hash: str) -> State:
     if facts["config_hash"] != config_hash:
         raise FederationError("the checkpoint belongs to another configuration than config.yaml beside it")
     server = _under("server", snapshot.tensors)
-    counters = {name: server[name].numpy() for name in ("visits", "begun", "ended")}
+    counters = {name: server[name].numpy() for name in ("visits", "begun", "ended", "pending")}
+    pending = np.zeros((len(counters["visits"]), len(counters["begun"])), np.bool_)
+    pending[tuple(counters["pending"].T)] = True
     moments: Moments = {}
     for name, each in _under("optimizer", snapshot.tensors).items():
         kind, _, rest = name.partition("/")
@@ -81,6 +90,7 @@ def restored(snapshot: Snapshot, config_hash: str) -> State:
         method=_under("method", snapshot.tensors),
         optimizer=moments,
         visits=counters["visits"],
+        pending=pending,
         begun=counters["begun"],
         ended=counters["ended"],
         index=Index.restore(server, facts["index"]),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 from flwr.app import Message
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedcl import wire
@@ -30,8 +31,13 @@ class Round:
     errors: list[ClientError] = field(default_factory=list)
 
 
-def train(federation: Federation, state: State, round: int, cohorts: Sequence[Cohort]) -> tuple[Answer | None, State]:
+def train(
+    federation: Federation, state: State, round: int, cohorts: Sequence[Cohort], riding: NDArray[np.bool_]
+) -> tuple[Answer | None, State]:
     """Train the round's cohorts.
+
+    Args:
+        riding: (tasks,) tasks whose statistics ride on the answers.
 
     Returns:
         The sum of the accepted answers (None: nobody was asked), and the state with their visits and records counted.
@@ -41,12 +47,15 @@ def train(federation: Federation, state: State, round: int, cohorts: Sequence[Co
     """
     began = time.monotonic()
     dtype = next(iter(state.weights.values())).dtype
-    done = Round(total=torch.zeros(federation.answer.size, dtype=dtype))
-    index, messages = state.index, _messages(federation, state, round, cohorts)
+    method = federation.scenario.server.method
+    statistics = [*method.answers, *(method.task_answers if riding.any() else ())]
+    layout = federation.answer(statistics)
+    done = Round(total=torch.zeros(layout.size, dtype=dtype))
+    index, messages = state.index, _messages(federation, state, round, cohorts, statistics, riding)
     for cohort, message in zip(
         cohorts, exchange(federation.grid, messages, _deadline(federation), federation.stop), strict=True
     ):
-        reply = _accepted(federation.answer, cohort, round, message, done)
+        reply = _accepted(layout, cohort, round, message, done)
         if reply is None or not len(reply.clients):
             continue
         _add(done, cohort, reply)
@@ -56,7 +65,7 @@ def train(federation: Federation, state: State, round: int, cohorts: Sequence[Co
     _enough(federation, round, sum(len(cohort.clients) for cohort in cohorts), len(done.clients))
     visits = state.visits.copy()
     visits[done.clients] += 1
-    total = Answer(federation.answer, done.total) if done.clients else None
+    total = Answer(layout, done.total) if done.clients else None
     return total, replace(state, visits=visits, index=index)
 
 
@@ -64,16 +73,24 @@ def _deadline(federation: Federation) -> float:
     return federation.scenario.server.deadline
 
 
-def _messages(federation: Federation, state: State, round: int, cohorts: Sequence[Cohort]) -> list[Message]:
+def _messages(
+    federation: Federation,
+    state: State,
+    round: int,
+    cohorts: Sequence[Cohort],
+    statistics: list[str],
+    riding: NDArray[np.bool_],
+) -> list[Message]:
     """Return one message a cohort; all share one record of weights."""
-    weights = federation.pack_weights(state)
-    shared = {name: each.numpy() for name, each in federation.scenario.server.method.shared(state.method).items()}
-    messages = []
+    weights, method = federation.pack_weights(state), federation.scenario.server.method
+    sent = {**method.shared(state.method), **(method.task_shared(state.method) if riding.any() else {})}
+    shared, messages = {name: each.numpy() for name, each in sent.items()}, []
     for cohort in cohorts:
         packs, rows, folder = federation.records(state, cohort.clients)
         order = TrainOrder(
             round=round, cohort=cohort.number, clients=cohort.clients, tasks=cohort.tasks, clocks=cohort.clocks,
             packs=packs, rows=rows, folder=folder, weights=np.zeros(0, np.float32), shared=shared,
+            statistics=statistics, leaving=riding[cohort.tasks].astype(np.int64),
         )  # fmt: skip
         content = wire.encode(order, weights, config=federation.text)
         messages.append(Message(content, federation.roster.ids[cohort.node], "train"))
@@ -142,7 +159,7 @@ def _write(federation: Federation, round: int, cohorts: Sequence[Cohort], done: 
     federation.journal.write({
         "event": "round", "round": round, "seconds": round_to(seconds), "clients": done.clients, "tasks": done.tasks,
         "updates": len(done.clients), "steps": int(columns.get("steps", n).sum()), "loss": loss,
-        "bytes_up": len(done.clients) * federation.answer.size * width,
+        "bytes_up": len(done.clients) * len(done.total) * width,
         "bytes_down": asked * federation.parameters.size * width,
         "failed": len(done.errors), "evicted": int(columns.get("evicted", n).sum()),
     })  # fmt: skip

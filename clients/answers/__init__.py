@@ -1,7 +1,9 @@
 """What clients answer: named tensors that add up over clients, one function a statistic.
 
-`rows(trained)` gives one row a client, so that the sum over clients is `rows.sum(0)` and a method that needs every
-client apart can have the rows. Names and shapes stand in `fedcl.answers.LAYOUTS`: the server checks against them.
+Statistics of the training (`STATISTICS`) give one row a client of a stack, so that the sum over clients is
+`rows.sum(0)` and a method that needs every client apart can have the rows. Statistics of a task's data under a model
+(`TASK_STATISTICS`) are measured for one client at a time. Names and shapes stand in `fedcl.answers.LAYOUTS`: the
+server checks against them.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from clients.answers.case import Case
+from clients.answers.subspace import gram, sketch
 from fedcl.answers import clip_rows
 
 
@@ -34,8 +38,14 @@ def delta(trained: Trained) -> Tensor:
 
 
 STATISTICS: dict[str, Callable[[Trained], Tensor]] = {"delta": delta}
+TASK_STATISTICS: dict[str, Callable[[Case], Tensor]] = {"sketch": sketch, "gram": gram}
 
 
 def answer_rows(names: Sequence[str], trained: Trained) -> Tensor:
-    """Return (k, A): the named statistics of each client, in order."""
+    """Return (k, A): the named statistics of the training of each client, in order."""
     return torch.cat([STATISTICS[name](trained) for name in names], dim=1)
+
+
+def task_answer(names: Sequence[str], case: Case) -> Tensor:
+    """Return (A,): the named statistics of one client's data of a task, in order."""
+    return torch.cat([TASK_STATISTICS[name](case) for name in names])

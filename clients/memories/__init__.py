@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from clients.memories.rehearsal import Rehearsal
 from fedcl.keys import Bits
 from fedcl.settings import Settings, setting
 
@@ -28,6 +29,9 @@ class Memory(Settings):
     admit: Literal["first_seen", "every_pass"] = setting(
         "first_seen", "offer an item when it is first seen, or again in every pass over it"
     )
+
+    draw: Rehearsal = setting("uniform", "which entries a replay draw takes: all alike, or by class or phase")
+    alpha: float = setting(1.0, "how fast the chance falls with the phases since (power-law, exponential, random)", low=0)
 
     def fields(self, classes: int) -> list[RecordField]:
         """Return the columns that this policy needs beside those of every memory."""

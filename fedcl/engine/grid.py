@@ -43,11 +43,12 @@ class LocalGrid(Grid):
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Push messages and return their replies; without those that did not come within `timeout` seconds."""
-        waiting = set(self.push_messages(messages))
+        waiting = dict.fromkeys(self.push_messages(messages))  # in order
         end = time.monotonic() + (timeout if timeout is not None else float("inf"))
         replies: list[Message] = []
         while waiting and time.monotonic() < end:
             fresh = list(self.pull_messages(waiting))
-            waiting -= {reply.metadata.reply_to_message_id for reply in fresh}
+            for reply in fresh:
+                del waiting[reply.metadata.reply_to_message_id]
             replies += fresh
         return replies

@@ -12,7 +12,11 @@ import numpy as np
 
 from fedcl.orders import Array, Order, Reply
 
-CARRIES_OUT = {"TrainOrder": "clients.work:train", "EvaluateOrder": "clients.evaluation:evaluate"}
+CARRIES_OUT = {
+    "TrainOrder": "clients.work:train",
+    "ConsolidateOrder": "clients.consolidation:consolidate",
+    "EvaluateOrder": "clients.evaluation:evaluate",
+}
 EMPTY = np.zeros(0, np.float32)
 
 

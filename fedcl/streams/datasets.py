@@ -45,7 +45,9 @@ class Synthetic(DatasetSettings):
     features: int = setting(16, "length of an input vector", low=1, high=1_000_000)
     samples: int = setting(2000, "training items, the same number of each class (give or take one)", low=1, high=10**9)
     test_samples: int = setting(500, "test items", low=1, high=10**9)
-    separation: float = setting(3.0, "distance of a cluster's centre from the origin, in standard deviations", low=0)
+    separation: float = setting(
+        3.0, "distance of a cluster's centre from the origin, in standard deviations", low=0, high=1e6
+    )
     seed: int = setting(0, "seed of the data, apart from the seed of the run", low=0, high=2**62)
 
     def load(self, root: str | None) -> Dataset:

@@ -59,8 +59,8 @@ class Timeline:
     def skipping(self, counts: Ints) -> "Timeline":
         """Return the timeline in which no visit is to nothing, given the items (clients, tasks) of each task.
 
-        Needed where the clock is the client's own visits: waiting for a visit to nothing would never end. A task without
-        items takes no time; in an online stream a task takes no more visits than it has items.
+        Needed where the clock is the client's own visits: waiting for a visit to nothing would never end. A task
+        without items takes no time; in an online stream a task takes no more visits than it has items.
         """
         lengths = np.diff(self.begin, axis=1)
         row, position = np.nonzero(self.order != NO_TASK)

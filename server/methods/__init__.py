@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from fedcl.answers import Answer, Tensors
 from fedcl.settings import Settings
@@ -12,10 +12,28 @@ from fedcl.settings import Settings
 class ServerMethod(Settings):
     """What the round loop asks of a method; the defaults do nothing.
 
-    `answers` names the statistics that clients add up (see `clients.answers`).
+    `answers` names the statistics of their training that clients add up every round (see `clients.answers`), and
+    `task_answers` those of a task's data, wanted when a task ends:
+        participants "round": from the clients of the round in which nobody will meet the task again, under their own
+            models, riding on the answers of that round (`every` asks every so many rounds instead)
+        participants "all": from every client that has data of the task, under the new global model, in an exchange of
+            its own; who cannot be reached is asked later. `when` "client": when the client leaves the task; "task":
+            when everyone has.
     """
 
     answers: ClassVar[tuple[str, ...]] = ("delta",)
+    participants: ClassVar[Literal["round", "all"]] = "round"
+    when: ClassVar[Literal["client", "task"]] = "client"
+
+    @property
+    def task_answers(self) -> tuple[str, ...]:
+        """The task statistics that these settings ask for."""
+        return ()
+
+    @property
+    def every(self) -> int:
+        """Rounds between task statistics that ride on answers; 0: when a task ends."""
+        return 0
 
     def begin(self, weights: Tensors) -> Tensors:
         """Return the state before the first round."""
@@ -29,6 +47,14 @@ class ServerMethod(Settings):
         """Return what clients are sent beside the weights."""
         return {}
 
+    def task_shared(self, state: Tensors) -> Tensors:
+        """Return what clients are sent beside that when task statistics are asked for."""
+        return {}
+
+    def classifier(self, state: Tensors, weights: Tensors) -> Tensors:
+        """Return what predicts instead of the model's logits (see `fedcl.classifiers`); nothing: the logits do."""
+        return {}
+
     def end_round(self, state: Tensors, weights: Tensors, total: Answer) -> tuple[Tensors, Tensors]:
         """Return the new state and the step to add to the weights."""
         raise NotImplementedError
@@ -40,5 +66,11 @@ class ServerMethod(Settings):
     def end_task(
         self, state: Tensors, weights: Tensors, total: Answer | None, ended: Sequence[int]
     ) -> tuple[Tensors, Tensors]:
-        """Return state and weights after the global tasks `ended` were finished by all who have them."""
+        """Return state and weights after tasks ended.
+
+        Args:
+            state, weights: after the round's step.
+            total: the task statistics that came in, with the round's answers where they ride on them; None: nothing.
+            ended: global tasks that nobody will meet again (or, every so many rounds, those of the round).
+        """
         return state, weights

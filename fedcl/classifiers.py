@@ -1,0 +1,38 @@
+"""How a model predicts: by its own logits, or by what a server method has learnt about its features.
+
+A classifier is named tensors, so that it travels and is saved like everything else; which names it has says what it is.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from fedcl.answers import Tensors
+
+Predict = Callable[[Tensor], Tensor]
+
+
+def nearest(features: Tensor, prototypes: Tensor, seen: Tensor) -> Tensor:
+    """Return -||f - P_c||^2 (b, classes) of features (b, f), -inf for classes without a prototype.
+
+    Args:
+        prototypes: (classes, f) class means.
+        seen: (classes,) bool.
+    """
+    distances = torch.cdist(features, prototypes.to(features)).square()
+    return (-distances).masked_fill(~seen.bool(), -torch.inf)
+
+
+def predictor(module: nn.Module, classifier: Tensors) -> Predict:
+    """Return inputs (b, *shape) -> logits (b, classes).
+
+    Raises:
+        KeyError: the classifier is of no known kind.
+    """
+    if not classifier:
+        return module
+    features: Callable[[Tensor], Tensor] = module.features  # type: ignore[assignment]
+    if "prototypes" in classifier:
+        return lambda x: nearest(features(x), classifier["prototypes"], classifier["seen"])
+    raise KeyError(f"a classifier of {sorted(classifier)}: known are prototypes")
