@@ -36,8 +36,9 @@ def _offered(memory: Memory, records: Records, local: Local, walked: Walk, tasks
     if memory.admit == "every_pass":
         return walked.real
     if "shown" in (records.dtype.names or ()):
-        return walked.first & ~records["shown"][walked.rows, _numbers(local, walked)]
-    cursor = records["cursor"][np.arange(len(records)), tasks]
+        known: NDArray[np.bool_] = records["shown"][walked.rows, _numbers(local, walked)]
+        return walked.first & ~known
+    cursor: Ints = records["cursor"][np.arange(len(records)), tasks]
     return walked.first & (walked.index + local.offsets[:, None] >= cursor[:, None])
 
 

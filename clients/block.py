@@ -43,9 +43,7 @@ def lay(site: Site, order: TrainOrder, old: Records) -> Laid:
     if site.memory:
         admitted = admission.admit(site.memory, old, labels, local, walked, order, seed)
     admission.move_cursor(old, local, walked, order.tasks)
-    return Laid(
-        samples=local.lengths, counts=steps.count, now=site.stepwise(steps), draws=draws, admitted=admitted
-    )
+    return Laid(samples=local.lengths, counts=steps.count, now=site.stepwise(steps), draws=draws, admitted=admitted)
 
 
 def _walk(site: Site, order: TrainOrder, old: Records, local: Local) -> Walk:

@@ -39,6 +39,15 @@ class Finetune(ClientMethod):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Frozen(ClientMethod):
+    """No training at all: the update is exactly zero, for methods that need features alone (prototypes, analytic)."""
+
+    def terms(self) -> dict[str, Term]:
+        """Return no loss term."""
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True)
 class ER(ClientMethod):
     """Experience replay (Chaudhry et al., arXiv:1902.10486): CE(x, y) + CE(x', y')."""
 

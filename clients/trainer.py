@@ -108,6 +108,8 @@ class Trainer:
         if block.counts != sorted(block.counts, reverse=True):
             raise ValueError("clients must come in descending order of steps")
         weights = block.start.clone()
+        if not self.terms:  # nothing to learn from: not even weight decay moves anything
+            return Result(after=weights, losses={}, logits=weights.new_zeros(0, self.classes), buffers=block.buffers)
         buffers = {name: buffer.clone() for name, buffer in block.buffers.items()}
         lifted = lift(self.module, self.layout, weights)
         views = self.layout.views(block.shared)

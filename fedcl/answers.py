@@ -106,8 +106,32 @@ def _gram(parameters: Layout, method: Any) -> Layout:
     return Layout(tuple((f"gram/{name}", (d, d)) for name, d in inputs.items())) + _energies(parameters, method)
 
 
+def _class_sums(parameters: Layout, method: Any) -> Layout:
+    """Per class the sum of the features; what every statistic of features carries."""
+    shape = dict(parameters.shapes)["head.weight"]
+    return Layout((("class_sums/sum", shape), *_marked("class_sums", shape[0])))
+
+
+def _ridge(parameters: Layout, method: Any) -> Layout:
+    """Upper triangle of Phi^T Phi, row by row; Phi^T Y; what every statistic of features carries."""
+    classes, features = dict(parameters.shapes)["head.weight"]
+    d = method.width or features
+    return Layout((("ridge/gram", (d * (d + 1) // 2,)), ("ridge/cross", (d, classes)), *_marked("ridge", classes)))
+
+
+def _marked(name: str, classes: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Samples per class, and that many times the fingerprint of the embedding (`fedcl.embedding`)."""
+    return (f"{name}/count", (classes,)), (f"{name}/fingerprint", (2,))
+
+
 # Names and shapes of each statistic that clients can add up, for a model with given parameters and a server method.
-LAYOUTS: dict[str, Callable[[Layout, Any], Layout]] = {"delta": _delta, "sketch": _sketch, "gram": _gram}
+LAYOUTS: dict[str, Callable[[Layout, Any], Layout]] = {
+    "delta": _delta,
+    "sketch": _sketch,
+    "gram": _gram,
+    "class_sums": _class_sums,
+    "ridge": _ridge,
+}
 
 
 def answer_layout(statistics: Sequence[str], parameters: Layout, method: Any = None) -> Layout:

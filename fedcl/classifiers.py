@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fedcl.answers import Tensors
+from fedcl.embedding import random_features
 
 Predict = Callable[[Tensor], Tensor]
 
@@ -21,7 +22,18 @@ def nearest(features: Tensor, prototypes: Tensor, seen: Tensor) -> Tensor:
         seen: (classes,) bool.
     """
     distances = torch.cdist(features, prototypes.to(features)).square()
-    return (-distances).masked_fill(~seen.bool(), -torch.inf)
+    return (-distances).masked_fill(~seen.to(distances.device), -torch.inf)
+
+
+def ridge(features: Tensor, classifier: Tensors) -> Tensor:
+    """Return phi(f) W (b, classes) in float64, -inf for classes without a column.
+
+    Args:
+        classifier: `ridge` W (d, classes), `seen` (classes,) bool, `random` (2,) int64: seed and width of phi.
+    """
+    seed, width = classifier["random"].tolist()
+    scores = random_features(features, seed, width) @ classifier["ridge"].to(features.device)
+    return scores.masked_fill(~classifier["seen"].to(scores.device), -torch.inf)
 
 
 def predictor(module: nn.Module, classifier: Tensors) -> Predict:
@@ -35,4 +47,6 @@ def predictor(module: nn.Module, classifier: Tensors) -> Predict:
     features: Callable[[Tensor], Tensor] = module.features  # type: ignore[assignment]
     if "prototypes" in classifier:
         return lambda x: nearest(features(x), classifier["prototypes"], classifier["seen"])
-    raise KeyError(f"a classifier of {sorted(classifier)}: known are prototypes")
+    if "ridge" in classifier:
+        return lambda x: ridge(features(x), classifier)
+    raise KeyError(f"a classifier of {sorted(classifier)}: known are prototypes, ridge")

@@ -101,6 +101,12 @@ def _asked(
     return load(scenario, overrides)
 
 
+def _note(scenario: "config.Scenario") -> None:
+    """Tell what is allowed but will hardly do what its user wants."""
+    for note in scenario.client.curriculum.notes(scenario.client.epochs):
+        _complain(f"note: {note}")
+
+
 @app.command("run")
 def _run(
     context: typer.Context,
@@ -112,6 +118,8 @@ def _run(
 ) -> int:
     """Run a federation. Exit 0: finished; 2: bad configuration; 1: failed; 75: stopped, resumable."""
     target = _asked(scenario, overrides or [], out, resume)
+    if not (quiet or isinstance(target, Path)):
+        _note(target)
     from fedcl import api
     from fedcl.console import Progress
 
@@ -134,6 +142,7 @@ def _show(
     from fedcl.config import as_dict, load
 
     chosen = load(scenario, overrides or ())
+    _note(chosen)
     if plan:
         from fedcl.chart import plan_chart
 

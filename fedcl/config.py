@@ -175,9 +175,15 @@ def _default(each: Field[Any]) -> Any:
     return each.default_factory() if callable(each.default_factory) else each.default
 
 
+def _shown(value: Any) -> str:
+    """Return a value as an error says it: a long one is cut short."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
 def _mapping(value: Any, path: str) -> Plain:
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise ConfigError(f"{path or 'the scenario'} = {value!r}: must be a block of named settings")
+        raise ConfigError(f"{path or 'the scenario'} = {_shown(value)}: must be a block of named settings")
     return dict(value)
 
 
@@ -194,7 +200,8 @@ def _leaf(cls: type, name: str, value: Any, path: str) -> Any:
         result: Any = OmegaConf.select(OmegaConf.merge(_schema(cls), {name: value}), name)
         return OmegaConf.to_container(result) if OmegaConf.is_config(result) else result
     except (OmegaConfBaseException, ValueError, TypeError) as error:
-        raise ConfigError(f"{path} = {value!r}: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0][-200:]
+        raise ConfigError(f"{path} = {_shown(value)}: {reason}") from error
 
 
 def _build_part(kind: str, value: Any, path: str) -> Any:
@@ -204,7 +211,7 @@ def _build_part(kind: str, value: Any, path: str) -> Any:
     name = chosen.pop(registry.chooser(kind), None)
     if not isinstance(name, str):
         raise ConfigError(
-            f"{path}.{registry.chooser(kind)} = {name!r}: must be a name{nearest('', registry.names(kind))}"
+            f"{path}.{registry.chooser(kind)} = {_shown(name)}: must be a name{nearest('', registry.names(kind))}"
         )
     try:
         cls = registry.find(kind, name)
@@ -242,7 +249,7 @@ def _unknown(cls: type, name: str, value: Any, path: str) -> ConfigError:
     hint = nearest(name, _fields(cls))
     if found := _deeper(cls, name, path):
         hint = f"; did you mean {found!r}?"
-    return ConfigError(f"unknown key {_join(path, name)!r} (= {value!r}){hint}")
+    return ConfigError(f"unknown key {_join(path, name)!r} (= {_shown(value)}){hint}")
 
 
 def build(cls: type, values: Any, path: str = "") -> Any:
@@ -350,10 +357,10 @@ def _with_groups(plain: Plain, chosen: Any) -> Plain:
     groups |= _mapping(plain.pop("groups", None) or {}, "groups")
     wanted = [chosen] if isinstance(chosen, str) else chosen
     if not isinstance(wanted, list):
-        raise ConfigError(f"group = {chosen!r}: must be a name or a list of names{nearest('', groups)}")
+        raise ConfigError(f"group = {_shown(chosen)}: must be a name or a list of names{nearest('', groups)}")
     for name in wanted:
         if not isinstance(name, str) or name not in groups:
-            raise ConfigError(f"group = {name!r}: unknown{nearest(str(name), groups)}")
+            raise ConfigError(f"group = {_shown(name)}: unknown{nearest(str(name), groups)}")
         plain = overlay(Scenario, plain, _mapping(groups[name], f"groups.{name}"))
     return plain
 
@@ -388,6 +395,10 @@ def _problems(s: Scenario) -> Iterator[str]:
     if s.client.method.draws and memory.size == 0:
         name = registry.name_of("client_methods", s.client.method)
         yield f"client.memory.size = 0: method {name!r} replays from a memory; set client.memory.size above 0"
+    whole = [prefix for prefix in s.model.personal if not prefix.startswith("head")]
+    if getattr(server.method, "shares", None) == "body" and whole:
+        name = registry.name_of("server_methods", server.method)
+        yield f"model.personal = {whole}: method {name!r} adds up features of one embedding, which all must share"
     if isinstance(s.engine.stack, int) and s.engine.stack > s.engine.cohort:
         yield f"engine.stack = {s.engine.stack}: must be at most engine.cohort = {s.engine.cohort}"
 

@@ -175,6 +175,12 @@ class Progress:
         finished = f"{len(event['clients'])} clients finished a task"
         self._say(f"round {event['round']}: {finished}; their own models' mean accuracy on it: {mean}")
 
+    def _on_bases(self, event: Event) -> None:
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in event["share"].items())
+        self._say(f"round {event['round']}: protected directions: {shares}")
+        for note in event["notes"]:
+            self._errors.print(escape(f"round {event['round']}: {note}"), style="yellow", soft_wrap=True)
+
     def _on_client_error(self, event: Event) -> None:
         self._errors.print(
             escape(

@@ -36,6 +36,7 @@ class Purpose(IntEnum):
     CURRICULUM = 11
     SKETCH = 12
     REHEARSAL = 13
+    FEATURES = 14
 
 
 def _mix(z: Bits) -> Bits:

@@ -37,6 +37,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
     },
     "client_methods": {
         "finetune": "clients.methods:Finetune",
+        "frozen": "clients.methods:Frozen",
         "er": "clients.methods:ER",
         "der": "clients.methods:DER",
         "derpp": "clients.methods:DERpp",
@@ -58,6 +59,8 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "server_methods": {
         "fedavg": "server.methods.fedavg:FedAvg",
         "fot": "server.methods.fot:FOT",
+        "prototypes": "server.methods.prototypes:Prototypes",
+        "analytic": "server.methods.analytic:Analytic",
         "single-task": "server.methods.single_task:SingleTask",
     },
     "server_optimizers": {
@@ -69,6 +72,8 @@ BUILT_IN: dict[str, dict[str, str]] = {
 }
 # The key that chooses within a part, as users write it: partition: {kind: dirichlet}, model: {name: mlp}.
 CHOOSER = {"partitions": "kind", "schedules": "kind", "memories": "policy", "curricula": "order"}
+# What one of a kind is called, where it is not the kind without its s.
+SINGULAR = {"memories": "memory", "curricula": "curriculum"}
 # Entry-point groups for outside packages.
 GROUPS = {kind: f"fedcl.{kind}" for kind in BUILT_IN}
 
@@ -113,7 +118,8 @@ def find(kind: str, name: str) -> Any:
         return _import(outside(kind)[name].value, kind)
     if ":" in name:
         return _import(name, kind)
-    raise ConfigError(f"unknown {kind[:-1].replace('_', ' ')} {name!r}{nearest(name, names(kind))}")
+    singular = SINGULAR.get(kind, kind[:-1]).replace("_", " ")
+    raise ConfigError(f"unknown {singular} {name!r}{nearest(name, names(kind))}")
 
 
 def name_of(kind: str, chosen: object) -> str:

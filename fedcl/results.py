@@ -89,6 +89,7 @@ class Log:
     rounds: dict[int, Event] = field(default_factory=dict)
     evaluations: dict[int, Event] = field(default_factory=dict)
     checkpoints: dict[int, Event] = field(default_factory=dict)
+    consolidations: dict[int, Event] = field(default_factory=dict)
     task_ends: dict[tuple[int, int], list[float] | None] = field(default_factory=dict)
     client_ends: dict[tuple[int, int], tuple[int, list[float] | None]] = field(default_factory=dict)
     errors: list[Event] = field(default_factory=list)
@@ -132,7 +133,8 @@ class Log:
 
 def collect(events: Iterable[Event]) -> Log:
     """Sort events into a `Log`. Unknown kinds of events are left out."""
-    log: dict[str, Any] = {"start": {}, "end": {}, **{name: {} for name in ("rounds", "evaluations", "checkpoints")}}
+    by_round = ("rounds", "evaluations", "checkpoints", "consolidations")
+    log: dict[str, Any] = {"start": {}, "end": {}, **{name: {} for name in by_round}}
     task_ends: dict[tuple[int, int], list[float] | None] = {}
     client_ends: dict[tuple[int, int], tuple[int, list[float] | None]] = {}
     errors = []
@@ -140,7 +142,7 @@ def collect(events: Iterable[Event]) -> Log:
         kind = event.get("event")
         if kind in ("start", "end"):
             log[kind] = event
-        elif kind in ("round", "evaluation", "checkpoint"):
+        elif kind in ("round", "evaluation", "checkpoint", "consolidation"):
             log[f"{kind}s"][event["round"]] = event
         elif kind == "task_end":
             task_ends |= {(event["round"], task): _accuracies(event["accuracy"]) for task in event["tasks"]}
@@ -281,7 +283,7 @@ def _cost(log: Log) -> dict[str, Any]:
         "rounds": len(rounds),
         "client_updates": updates,
         "steps": total("steps", rounds),
-        "bytes_up": total("bytes_up", rounds),
+        "bytes_up": total("bytes_up", [*rounds, *log.consolidations.values()]),
         "bytes_down": total("bytes_down", rounds),
         "seconds": seconds,
         "updates_per_second": updates / seconds if seconds > 0 else None,

@@ -23,11 +23,12 @@ HASHES = ("weights_sha256", "state_sha256", "clients_sha256")
 KINDS = {
     "terms": "client_methods", "end_round": "server_methods", "slots": "memories", "load": "datasets",
     "build": "models", "streams": "schedules", "assign": "partitions", "select": "selections",
+    "pools": "curricula",
 }  # fmt: skip
 PLACES = {
     "client_methods": "client.method", "server_methods": "server.method", "memories": "client.memory",
     "datasets": "stream.dataset", "models": "model", "schedules": "stream.schedule",
-    "partitions": "stream.partition", "selections": "server.selection",
+    "partitions": "stream.partition", "selections": "server.selection", "curricula": "client.curriculum",
 }  # fmt: skip
 TINY: dict[str, Any] = {
     "name": "check",

@@ -66,7 +66,9 @@ def one_round(federation: Federation, state: State, round: int) -> State:
     asked, state = consolidate(federation, state, round, ended, leavers)
     over = ended or np.flatnonzero(riding).tolist()
     if over or asked is not None:
-        known = total if server.method.participants == "round" else asked
+        riders = total if riding.any() else None
+        known = riders if server.method.participants == "round" else asked
         method, weights = server.method.end_task(state.method, state.weights, known, over)
         state = replace(state, method=method, weights=weights)
+        federation.report(round, server.method.report(method, known, over))
     return evaluate(federation, state, round, ended, leavers)

@@ -16,6 +16,7 @@ from fedcl.answers import Answer, Layout, refusal
 from fedcl.orders import ClientError, ConsolidateOrder, ConsolidateReply, Ints
 from server.exchange import exchange
 from server.federation import Federation
+from server.methods import ServerMethod
 from server.state import State
 
 
@@ -27,31 +28,46 @@ def consolidate(
     Returns:
         The sum of the accepted statistics in float64 (None: nothing came in), and the state with what is still pending.
     """
-    method, stream = federation.scenario.server.method, federation.stream
+    method: ServerMethod = federation.scenario.server.method
     if not method.task_answers or method.participants != "all" or federation.scenario.stream.joint:
         return None, state
-    pending, layout = state.pending.copy(), federation.answer(method.task_answers)
-    if method.when == "client":
-        pending[leavers] = True
-    else:
-        pending[:, list(ended)] |= stream.own[:, list(ended)]
-    pending &= stream.train.count > 0
+    wanted = method.asks(state.method, state.weights)
+    state = _with_due(federation, state, wanted == "everything", ended, leavers)
+    if wanted == "nothing":
+        return None, state
+    layout, pending, counted = federation.answer(method.task_answers), state.pending.copy(), state.counted.copy()
     total, answered = torch.zeros(layout.size, dtype=torch.float64), 0
     for clients, tasks in _waves(pending & federation.roster.reachable[:, None]):
         parts = federation.cohorts(clients)
         messages = [_message(federation, state, round, n, clients[p], tasks[p]) for n, p in enumerate(parts)]
         replies = exchange(federation.grid, messages, federation.scenario.server.deadline, federation.stop)
         for part, message in zip(parts, replies, strict=True):
-            reply = _accepted(federation, layout, round, clients[part], message)
+            reply = _accepted(federation, state, layout, round, clients[part], message)
             if reply is not None:
                 total += torch.from_numpy(reply.total.copy())
                 answered += len(reply.clients)
-                pending[reply.clients, tasks[part][np.searchsorted(clients[part], reply.clients)]] = False
-    state = replace(state, pending=pending)
+                came = reply.clients, tasks[part][np.searchsorted(clients[part], reply.clients)]
+                pending[came], counted[came] = False, True
     if answered:
         size = layout.size * total.element_size() * answered
-        federation.journal.write({"event": "consolidation", "round": round, "clients": answered, "bytes_up": size})
-    return (Answer(layout, total) if answered else None), state
+        event = {"event": "consolidation", "round": round, "clients": answered, "pending": int(pending.sum())}
+        federation.journal.write({**event, "bytes_up": size})
+    return (Answer(layout, total) if answered else None), replace(state, pending=pending, counted=counted)
+
+
+def _with_due(
+    federation: Federation, state: State, again: bool, ended: Sequence[int], leavers: tuple[Ints, Ints]
+) -> State:
+    """Return the state in which everything that is due is pending; `again`: what has come in counts for nothing."""
+    pending, stream = state.pending.copy(), federation.stream
+    if federation.scenario.server.method.when == "client":
+        pending[leavers] = True
+    else:
+        pending[:, list(ended)] |= stream.own[:, list(ended)]
+    counted = np.zeros_like(state.counted) if again else state.counted
+    pending |= state.counted & ~counted
+    pending &= (stream.train.count > 0)  # a task that is met again brings nothing new
+    return replace(state, pending=pending, counted=counted)
 
 
 def _waves(pending: np.ndarray) -> list[tuple[Ints, Ints]]:
@@ -75,7 +91,7 @@ def _message(federation: Federation, state: State, round: int, number: int, clie
 
 
 def _accepted(
-    federation: Federation, layout: Layout, round: int, clients: Ints, message: Message | None
+    federation: Federation, state: State, layout: Layout, round: int, clients: Ints, message: Message | None
 ) -> ConsolidateReply | None:
     """Return the reply if it can be added up; else log an error for each of its clients."""
     problem, traceback = "no answer within server.deadline", ""
@@ -87,7 +103,7 @@ def _accepted(
             reply: ConsolidateReply = wire.decode(message.content)
             fits = isinstance(reply, ConsolidateReply) and bool(np.isin(reply.clients, clients).all())
             distinct = fits and len(np.unique(reply.clients)) == len(reply.clients)
-            refused = refusal(layout, torch.from_numpy(reply.total.copy())) if distinct else "it does not fit the order"
+            refused = _refused(federation, state, layout, reply) if distinct else "it does not fit the order"
             if refused is None:
                 for error in reply.errors:
                     federation.client_error(round, error)
@@ -98,3 +114,10 @@ def _accepted(
     for client in clients.tolist():
         federation.client_error(round, ClientError(client=client, error=problem, traceback=traceback))
     return None
+
+
+def _refused(federation: Federation, state: State, layout: Layout, reply: ConsolidateReply) -> str | None:
+    """Return why the sum of a reply cannot be taken, None if it can."""
+    total = torch.from_numpy(reply.total.copy())
+    method: ServerMethod = federation.scenario.server.method
+    return refusal(layout, total) or method.task_problem(state.weights, Answer(layout, total))

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from fedcl import config, plan, rundir, wire
+from fedcl import config, models, plan, rundir, wire
 from fedcl.answers import Layout, Tensors, answer_layout
 from fedcl.config import Scenario
 from fedcl.digest import digest
@@ -118,7 +119,7 @@ class Federation:
     def first_state(self) -> State:
         """Return the state before the first round."""
         server, tasks, clients = self.scenario.server, len(self.stream.tasks), self.scenario.stream.clients
-        weights = self.judge.initial
+        weights = models.given(self.scenario.model, self.judge.initial)
         return State(
             round=0,
             weights=weights,
@@ -126,6 +127,7 @@ class Federation:
             optimizer=server.optimizer.begin(weights),
             visits=np.zeros(clients, np.int64),
             pending=np.zeros((clients, tasks), np.bool_),
+            counted=np.zeros((clients, tasks), np.bool_),
             begun=np.zeros(tasks, np.bool_),
             ended=np.zeros(tasks, np.bool_),
             index=Index.empty(clients),
@@ -175,6 +177,11 @@ class Federation:
         """Write a client's failure into the journal and, with its traceback, into error.log."""
         self.journal.write({"event": "client_error", "round": round, **vars(error)})
         self.journal.error(f"round {round}, client {error.client}: {error.error}\n{error.traceback}")
+
+    def report(self, round: int, event: Mapping[str, Any]) -> None:
+        """Write what a method has to tell, if anything, into the journal."""
+        if event:
+            self.journal.write({"round": round, **event})
 
     # One round.
 

@@ -15,6 +15,8 @@ from fedcl.state import Index
 from server.checkpoint import Snapshot
 from server.optimizers import State as Moments
 
+PAIRS = ("pending", "counted")  # tables of clients and tasks
+
 
 @dataclass(frozen=True, kw_only=True)
 class State:
@@ -26,6 +28,7 @@ class State:
     optimizer: Moments
     visits: Ints  # (clients,) answers accepted from each client
     pending: NDArray[np.bool_]  # (clients, tasks) statistics that are still to be asked for
+    counted: NDArray[np.bool_]  # (clients, tasks) statistics that have come in
     begun: NDArray[np.bool_]  # (tasks,) some client has met the task
     ended: NDArray[np.bool_]  # (tasks,) everyone who has the task has finished it
     index: Index  # where each client's newest record lies
@@ -41,9 +44,10 @@ def _under(prefix: str, tensors: Tensors) -> Tensors:
     return {name[len(prefix) + 1 :]: each for name, each in tensors.items() if name.startswith(f"{prefix}/")}
 
 
-def _pairs(state: State) -> Ints:
-    """Return the pending (client, task) pairs, (n, 2)."""
-    return np.argwhere(state.pending)
+def _counters(state: State) -> dict[str, NDArray[Any]]:
+    """Return what is counted beside the method's state; (client, task) tables as the pairs (n, 2) that are true."""
+    pairs = {name: np.argwhere(getattr(state, name)) for name in PAIRS}
+    return {"visits": state.visits, "begun": state.begun, "ended": state.ended, **pairs}
 
 
 def server_tensors(state: State) -> Tensors:
@@ -54,14 +58,13 @@ def server_tensors(state: State) -> Tensors:
 
 def state_digest(state: State) -> str:
     """Return the sha256 of everything the server remembers beside the weights and the clients' records."""
-    counters = {"visits": state.visits, "begun": state.begun, "ended": state.ended, "pending": _pairs(state)}
-    return digest({**server_tensors(state), **{name: torch.from_numpy(each) for name, each in counters.items()}})
+    counters = {name: torch.from_numpy(each) for name, each in _counters(state).items()}
+    return digest({**server_tensors(state), **counters})
 
 
 def snapshot(state: State, config_hash: str) -> Snapshot:
     """Return the checkpoint of a state."""
-    counters = {"visits": state.visits, "begun": state.begun, "ended": state.ended, "pending": _pairs(state)}
-    tensors = {name: torch.as_tensor(each) for name, each in counters.items()} | state.index.tensors()
+    tensors = {name: torch.as_tensor(each) for name, each in _counters(state).items()} | state.index.tensors()
     tensors = _prefixed("server", tensors)
     facts = {"offset": state.offset, "seconds": state.seconds, "index": state.index.facts(), "config_hash": config_hash}
     return Snapshot(state.round, {**_prefixed("weights", state.weights), **server_tensors(state), **tensors}, facts)
@@ -77,9 +80,10 @@ def restored(snapshot: Snapshot, config_hash: str) -> State:
     if facts["config_hash"] != config_hash:
         raise FederationError("the checkpoint belongs to another configuration than config.yaml beside it")
     server = _under("server", snapshot.tensors)
-    counters = {name: server[name].numpy() for name in ("visits", "begun", "ended", "pending")}
-    pending = np.zeros((len(counters["visits"]), len(counters["begun"])), np.bool_)
-    pending[tuple(counters["pending"].T)] = True
+    counters: dict[str, Any] = {name: server[name].numpy() for name in ("visits", "begun", "ended")}
+    tables: dict[str, Any] = {name: np.zeros((len(server["visits"]), len(server["begun"])), np.bool_) for name in PAIRS}
+    for name, table in tables.items():
+        table[tuple(server[name].numpy().T)] = True
     moments: Moments = {}
     for name, each in _under("optimizer", snapshot.tensors).items():
         kind, _, rest = name.partition("/")
@@ -89,10 +93,8 @@ def restored(snapshot: Snapshot, config_hash: str) -> State:
         weights=_under("weights", snapshot.tensors),
         method=_under("method", snapshot.tensors),
         optimizer=moments,
-        visits=counters["visits"],
-        pending=pending,
-        begun=counters["begun"],
-        ended=counters["ended"],
+        **counters,
+        **tables,
         index=Index.restore(server, facts["index"]),
         offset=facts["offset"],
         seconds=facts["seconds"],

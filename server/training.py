@@ -51,7 +51,8 @@ def train(
     statistics = [*method.answers, *(method.task_answers if riding.any() else ())]
     layout = federation.answer(statistics)
     done = Round(total=torch.zeros(layout.size, dtype=dtype))
-    index, messages = state.index, _messages(federation, state, round, cohorts, statistics, riding)
+    index, shared = state.index, _shared(federation, state, riding)
+    messages = _messages(federation, state, round, cohorts, statistics, riding, shared)
     for cohort, message in zip(
         cohorts, exchange(federation.grid, messages, _deadline(federation), federation.stop), strict=True
     ):
@@ -61,7 +62,8 @@ def train(
         _add(done, cohort, reply)
         if federation.packs and reply.pack:
             index = index.place(reply.pack, reply.checksum, reply.clients)
-    _write(federation, round, cohorts, done, time.monotonic() - began)
+    down = federation.parameters.size * dtype.itemsize + sum(each.nbytes for each in shared.values())
+    _write(federation, round, cohorts, done, time.monotonic() - began, down)
     _enough(federation, round, sum(len(cohort.clients) for cohort in cohorts), len(done.clients))
     visits = state.visits.copy()
     visits[done.clients] += 1
@@ -73,6 +75,13 @@ def _deadline(federation: Federation) -> float:
     return federation.scenario.server.deadline
 
 
+def _shared(federation: Federation, state: State, riding: NDArray[np.bool_]) -> dict[str, Array]:
+    """Return what goes to every client beside the weights."""
+    method = federation.scenario.server.method
+    sent = {**method.shared(state.method), **(method.task_shared(state.method) if riding.any() else {})}
+    return {name: each.numpy() for name, each in sent.items()}
+
+
 def _messages(
     federation: Federation,
     state: State,
@@ -80,11 +89,10 @@ def _messages(
     cohorts: Sequence[Cohort],
     statistics: list[str],
     riding: NDArray[np.bool_],
+    shared: dict[str, Array],
 ) -> list[Message]:
     """Return one message a cohort; all share one record of weights."""
-    weights, method = federation.pack_weights(state), federation.scenario.server.method
-    sent = {**method.shared(state.method), **(method.task_shared(state.method) if riding.any() else {})}
-    shared, messages = {name: each.numpy() for name, each in sent.items()}, []
+    weights, messages = federation.pack_weights(state), []
     for cohort in cohorts:
         packs, rows, folder = federation.records(state, cohort.clients)
         order = TrainOrder(
@@ -144,8 +152,10 @@ def _add(done: Round, cohort: Cohort, reply: TrainReply) -> None:
         done.columns.setdefault(name, []).append(column)
 
 
-def _write(federation: Federation, round: int, cohorts: Sequence[Cohort], done: Round, seconds: float) -> None:
-    """Write the round's events."""
+def _write(
+    federation: Federation, round: int, cohorts: Sequence[Cohort], done: Round, seconds: float, down: int
+) -> None:
+    """Write the round's events; `down`: bytes that each client was sent."""
     columns = {name: np.concatenate(parts) for name, parts in done.columns.items()}
     n, asked = columns.get("n", np.zeros(0)), sum(len(cohort.clients) for cohort in cohorts)
     width = done.total.element_size()
@@ -160,7 +170,7 @@ def _write(federation: Federation, round: int, cohorts: Sequence[Cohort], done: 
         "event": "round", "round": round, "seconds": round_to(seconds), "clients": done.clients, "tasks": done.tasks,
         "updates": len(done.clients), "steps": int(columns.get("steps", n).sum()), "loss": loss,
         "bytes_up": len(done.clients) * len(done.total) * width,
-        "bytes_down": asked * federation.parameters.size * width,
+        "bytes_down": asked * down,
         "failed": len(done.errors), "evicted": int(columns.get("evicted", n).sum()),
     })  # fmt: skip
 

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from clients.answers.case import Case
+from clients.answers.prototypes import class_sums
+from clients.answers.ridge import ridge
 from clients.answers.subspace import gram, sketch
 from fedcl.answers import clip_rows
 
@@ -38,7 +40,12 @@ def delta(trained: Trained) -> Tensor:
 
 
 STATISTICS: dict[str, Callable[[Trained], Tensor]] = {"delta": delta}
-TASK_STATISTICS: dict[str, Callable[[Case], Tensor]] = {"sketch": sketch, "gram": gram}
+TASK_STATISTICS: dict[str, Callable[[Case], Tensor]] = {
+    "sketch": sketch,
+    "gram": gram,
+    "class_sums": class_sums,
+    "ridge": ridge,
+}
 
 
 def answer_rows(names: Sequence[str], trained: Trained) -> Tensor:

@@ -32,6 +32,16 @@ class Case:
             part = slice(begin, begin + CHUNK)
             yield self.data.inputs(self.items[part], self.tasks[part])
 
+    def labelled(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield inputs (b, *shape) and labels (b,), a chunk at a time."""
+        return zip(self.inputs(), torch.split(self.data.y[self.items], CHUNK), strict=True)
+
+
+def features_of(module: nn.Module, x: Tensor) -> Tensor:
+    """Return the features (b, f) of inputs (b, *shape) in float64."""
+    features: Tensor = module.features(x)  # type: ignore[operator]
+    return features.detach().double()
+
 
 def load_weights(module: nn.Module, layout: Layout, flat: Tensor) -> None:
     """Make the module's parameters views of a flat vector (P,)."""
@@ -71,11 +81,17 @@ def layer_inputs(module: nn.Module, names: tuple[str, ...], x: Tensor) -> Tensor
 
 
 def columns(layer: nn.Module, x: Tensor) -> Tensor:
-    """Return a layer's input as columns (d, n)."""
-    if isinstance(layer, nn.Conv2d):
-        patches = nn.functional.unfold(x, layer.kernel_size, layer.dilation, _pair(layer.padding), layer.stride)
-        return patches.transpose(0, 1).flatten(1)
-    return x.flatten(0, -2).T
+    """Return a layer's input as columns (d, n).
+
+    Raises:
+        TypeError: the layer is neither linear nor a convolution without groups.
+    """
+    if isinstance(layer, nn.Linear):
+        return x.flatten(0, -2).T
+    if not isinstance(layer, nn.Conv2d) or layer.groups != 1 or layer.padding_mode != "zeros":
+        raise TypeError(f"the inputs of {layer} are not known to layer statistics: it must be linear or a plain Conv2d")
+    patches = nn.functional.unfold(x, layer.kernel_size, layer.dilation, _pair(layer.padding), layer.stride)
+    return patches.transpose(0, 1).flatten(1)
 
 
 def _pair(padding: Any) -> Any:

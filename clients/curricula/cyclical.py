@@ -48,7 +48,7 @@ def drawn(own: Bits, losses: NDArray[np.float64], inside: Bools, sizes: Ints) ->
 
 @dataclass(frozen=True, kw_only=True)
 class Cyclical(Curriculum):
-    """Cyclical curriculum (Kesgin, Amasyali, arXiv:2202.05531): the share of the data rises and falls, easy preferred."""
+    """Cyclical curriculum (Kesgin, Amasyali, arXiv:2202.05531): small, large, small sets, easy items preferred."""
 
     sp: float = setting(0.25, "smallest fraction of the data, and the first", above=0, high=1)
     ep: float = setting(1.0, "largest fraction of the data", above=0, high=1)

@@ -56,11 +56,17 @@ def _models(site: Site, order: TrainOrder, old: Records, row: int) -> list[Tenso
     needs, visited = site.curriculum.needs, bool(old["visits"][row])
     if needs == "E":
         return [expert(site, int(order.tasks[row]))]
+
+    def own(field: str) -> Tensor:
+        return torch.from_numpy(old[field][row].copy()).to(site.device)
+
     global_model = torch.from_numpy(order.weights.copy()).to(site.device)
     if visited and site.personal.any():
-        global_model[site.personal] = torch.from_numpy(old["personal"][row].copy()).to(site.device)
-    local_model = torch.from_numpy(old["local"][row].copy()).to(site.device) if visited and "L" in needs else global_model
-    return {"G": [global_model], "L": [local_model], "LG": [local_model, global_model]}[needs]
+        global_model[site.personal] = own("personal")
+    if needs == "G":
+        return [global_model]
+    local_model = own("local") if visited else global_model
+    return [local_model] if needs == "L" else [local_model, global_model]
 
 
 def expert(site: Site, task: int) -> Tensor:
@@ -99,7 +105,8 @@ def _trained(site: Site, task: int) -> Tensor:
 def _pooled(site: Site, task: int) -> Local:
     """Return all clients' training data of a task as if one client had it, by item."""
     stream, ids = site.stream, range(len(site.stream.tasks)) if task == ALL_TASKS else [task]
-    cells = [np.sort(np.concatenate([stream.train.cell(c, each) for c in range(len(stream.train.count))])) for each in ids]
+    clients = range(len(stream.train.count))
+    cells = [np.sort(np.concatenate([stream.train.cell(client, each) for client in clients])) for each in ids]
     items, lengths = np.concatenate(cells), np.array([len(cell) for cell in cells])
     zero = np.zeros(1, np.int64)
     return Local(

@@ -31,7 +31,7 @@ class Memory(Settings):
     )
 
     draw: Rehearsal = setting("uniform", "which entries a replay draw takes: all alike, or by class or phase")
-    alpha: float = setting(1.0, "how fast the chance falls with the phases since (power-law, exponential, random)", low=0)
+    alpha: float = setting(1.0, "how fast an entry's chance falls with the phases since (by phase only)", low=0)
 
     def fields(self, classes: int) -> list[RecordField]:
         """Return the columns that this policy needs beside those of every memory."""

@@ -68,7 +68,8 @@ def shared_out(weights: Reals, groups: Ints, filled: Bools) -> Reals:
     each = np.divide(weights, held, out=np.zeros_like(held), where=held > 0)
     chances = np.where(filled, np.take_along_axis(each, groups, axis=1), 0.0)
     total = chances.sum(axis=1, keepdims=True)
-    return np.divide(chances, total, out=np.zeros_like(chances), where=total > 0)
+    found: Reals = np.divide(chances, total, out=np.zeros_like(chances), where=total > 0)
+    return found
 
 
 def draw(chances: Reals, bits: Bits) -> Ints:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fedcl import keys
+from fedcl.answers import Tensors
 from fedcl.errors import ConfigError, nearest
 from fedcl.keys import Purpose
 from fedcl.settings import Settings, setting
@@ -46,6 +47,9 @@ class ModelSettings(Settings, ABC):
 
     personal: list[str] = setting([], "name prefixes of parameters kept on the client; '*' keeps all")
     dtype: Literal["float32", "float64"] = setting("float32", "floating point numbers of weights and arithmetic")
+    weights: str | None = setting(
+        None, "model.safetensors to start from (but for a head of another shape); default: drawn from the seed"
+    )
 
     @abstractmethod
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
@@ -72,6 +76,38 @@ def personal_names(settings: ModelSettings, names: Iterable[str]) -> tuple[str, 
             raise ConfigError(f"model.personal: no parameter begins with {prefix!r}{nearest(prefix, names)}")
     prefixes = tuple("" if prefix == EVERYTHING else prefix for prefix in settings.personal)
     return tuple(name for name in names if name.startswith(prefixes))
+
+
+def given(settings: ModelSettings, drawn: Tensors) -> Tensors:
+    """Return the weights that a run starts from: those of the file `weights`, if there is one, else the drawn ones.
+
+    A head of another shape (other classes) stays as drawn; everything else must fit by name and shape. Only the server
+    reads the file, and only at a run's start.
+
+    Raises:
+        ConfigError: the file cannot be read, or is of another model.
+    """
+    import safetensors
+    import safetensors.torch
+
+    if settings.weights is None:
+        return drawn
+    key = f"model.weights = {settings.weights!r}"
+    try:
+        found = safetensors.torch.load_file(settings.weights)
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise ConfigError(f"{key}: cannot be read as safetensors ({' '.join(str(error).split())[:200]})") from error
+    for name, each in drawn.items():
+        body = not name.startswith("head.")
+        if name not in found and body:
+            raise ConfigError(f"{key}: has no parameter {name!r}{nearest(name, found)}")
+        if body and found[name].shape != each.shape:
+            shapes = f"shape {tuple(found[name].shape)} where the model has {tuple(each.shape)}"
+            raise ConfigError(f"{key}: parameter {name!r} has {shapes}")
+        if name in found and not torch.isfinite(found[name]).all():
+            raise ConfigError(f"{key}: parameter {name!r} has numbers that are not finite")
+    fits = {name: name in found and found[name].shape == each.shape for name, each in drawn.items()}
+    return {name: found[name].to(each) if fits[name] else each for name, each in drawn.items()}
 
 
 def make(settings: ModelSettings, shape: tuple[int, ...], classes: int, seed: int) -> nn.Module:

@@ -1,8 +1,8 @@
 """Server methods: how a sum of answers becomes new weights. State in, state out; state is named tensors."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from fedcl.answers import Answer, Tensors
 from fedcl.settings import Settings
@@ -63,6 +63,18 @@ class ServerMethod(Settings):
         """Bend the step after the server optimiser, last."""
         return step
 
+    def asks(self, state: Tensors, weights: Tensors) -> Literal["nothing", "due", "everything"]:
+        """Return which task statistics everyone is asked for now (participants "all").
+
+        "due": those that have not come in. "nothing": those wait. "everything": those that have come in do not fit the
+        weights any more and are asked for again, once each.
+        """
+        return "due"
+
+    def task_problem(self, weights: Tensors, answer: Answer) -> str | None:
+        """Return why task statistics under these weights cannot be taken (participants "all"); None: they can."""
+        return None
+
     def end_task(
         self, state: Tensors, weights: Tensors, total: Answer | None, ended: Sequence[int]
     ) -> tuple[Tensors, Tensors]:
@@ -74,3 +86,12 @@ class ServerMethod(Settings):
             ended: global tasks that nobody will meet again (or, every so many rounds, those of the round).
         """
         return state, weights
+
+    def report(self, state: Tensors, total: Answer | None, ended: Sequence[int]) -> Mapping[str, Any]:
+        """Return an event that tells what `end_task` came to, its kind under "event"; nothing: there is none.
+
+        Args:
+            state: after `end_task`.
+            total, ended: what `end_task` was given.
+        """
+        return {}

@@ -1,0 +1,61 @@
+"""Analytic learning (ACIL, arXiv:2205.14922; federated: AFL, arXiv:2405.16240): ridge regression on frozen features.
+
+    W = (sum_k Phi_k^T Phi_k + gamma I)^-1 sum_k Phi_k^T Y_k,     Phi = f(x), or relu(f(x) R) with a fixed random R
+
+gamma is added once, here. So W is that of all data at once, whoever had it and whenever it came: ACIL's recursion and
+AFL's aggregation give the same W. A new class is a new column, whose samples change the columns of the others through
+Phi^T Phi alone.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fedcl.answers import Tensors
+from fedcl.errors import FederationError
+from fedcl.settings import setting
+from server.methods.frozen import Frozen, seen
+
+
+def symmetric(upper: Tensor, d: int) -> Tensor:
+    """Return the symmetric (d, d) matrix of its upper triangle (d (d + 1) / 2,), row by row."""
+    rows, columns = torch.triu_indices(d, d)
+    whole = upper.new_zeros(d, d)
+    whole[rows, columns] = whole[columns, rows] = upper
+    return whole
+
+
+def solve(gram: Tensor, cross: Tensor, gamma: float) -> Tensor:
+    """Return (G + gamma I)^-1 C for G (d, d) and C (d, classes).
+
+    Raises:
+        FederationError: gamma is too small beside the rounding of G.
+    """
+    factor, failed = torch.linalg.cholesky_ex(gram + gamma * torch.eye(len(gram), dtype=gram.dtype))
+    pivots = factor.diagonal().square()
+    if failed or pivots.min() < torch.finfo(gram.dtype).eps * pivots.max():
+        raise FederationError(f"server.method.gamma = {gamma}: too small for these features; choose a larger one")
+    return torch.cholesky_solve(cross, factor)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Analytic(Frozen):
+    """Ridge regression on the features of a frozen embedding (ACIL, arXiv:2205.14922; AFL, arXiv:2405.16240)."""
+
+    statistic: ClassVar[str] = "ridge"
+
+    gamma: float = setting(1.0, "ridge, added once at the server", above=0)
+    width: int = setting(0, "random features relu(f R); 0: the features themselves", low=0, high=100_000)
+    draw: int = setting(0, "number of the random matrix R", low=0, high=2**62)
+
+    def learnt(self, sums: Tensors) -> Tensors:
+        """Return W (d, classes)."""
+        cross = sums["cross"]
+        return {"head": solve(symmetric(sums["gram"], len(cross)), cross, self.gamma)}
+
+    def made(self, state: Tensors) -> Tensors:
+        """Return W, the classes that have a column, and how to make the random features."""
+        random = torch.tensor([self.draw, self.width])
+        return {"ridge": state["head"], "seen": seen(state), "random": random}
