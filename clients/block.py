@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clients import admission, visits
+from clients import admission, anchors, visits
 from clients.admission import Admitted
 from clients.answers import STATISTICS, Trained, answer_rows, task_answer
 from clients.curricula import Visit, scores
@@ -35,6 +35,7 @@ class Laid:
 def lay(site: Site, order: TrainOrder, old: Records) -> Laid:
     """Lay a visit out; bring the memories and cursors in `old` up to date, but for the logits."""
     client, seed, labels = site.scenario.client, site.scenario.seed, site.stream.dataset.y
+    anchors.leave(site, order, old)
     local = visits.local_data(site.stream, order)
     walked = _walk(site, order, old, local)
     steps = visits.batches(local, walked, batch=client.batch)
@@ -43,7 +44,8 @@ def lay(site: Site, order: TrainOrder, old: Records) -> Laid:
     if site.memory:
         admitted = admission.admit(site.memory, old, labels, local, walked, order, seed)
     admission.move_cursor(old, local, walked, order.tasks)
-    return Laid(samples=local.lengths, counts=steps.count, now=site.stepwise(steps), draws=draws, admitted=admitted)
+    now = site.stepwise(steps, anchors.taught(site, order, old, local))
+    return Laid(samples=local.lengths, counts=steps.count, now=now, draws=draws, admitted=admitted)
 
 
 def _walk(site: Site, order: TrainOrder, old: Records, local: Local) -> Walk:
@@ -119,6 +121,8 @@ def train_block(
         capture=_capture(site, laid, rows),
         buffers=_buffers(site, own),
         steps_before=torch.from_numpy(_kept(own, "optimizer.steps", np.float64)).to(site.device),
+        own=anchors.own(site, own),
+        anchors=anchors.shared(site, order),
     )
     result = site.trainer.train(block)
     samples = torch.from_numpy(laid.samples[rows]).to(site.dtype).to(site.device)
@@ -130,6 +134,7 @@ def train_block(
         max_norm=site.scenario.server.max_update_norm,
     )
     _write(site, own, laid, rows, result)
+    anchors.walked(site, own, block.start, result)
     norms = ((result.after - weights) * site.shared).norm(dim=1)
     table = {
         "n": laid.samples[rows], "steps": laid.counts[rows], "evicted": laid.admitted.evicted[rows],

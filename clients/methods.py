@@ -7,7 +7,7 @@ point group `fedcl.client_methods`.
 from dataclasses import dataclass
 
 from clients.gradients import Transform, agem
-from clients.losses import Draw, Term
+from clients.losses import Draw, Regulariser, Term, ewc, lwf, si
 from clients.losses.cross_entropy import CrossEntropy, Replay
 from clients.losses.dark import Dark
 from clients.losses.proximal import Proximal
@@ -31,6 +31,11 @@ class ClientMethod(Settings):
         """The replay draws that its terms and references read, each once."""
         references = [term for each in self.transforms() for term in each.references.values()]
         return tuple(dict.fromkeys(draw for term in (*self.terms().values(), *references) for draw in term.draws))
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """What its regularisers read of the server method's (`offers`)."""
+        return tuple(name for term in self.terms().values() if isinstance(term, Regulariser) for name in term.reads)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,3 +101,59 @@ class FedProx(ClientMethod):
     def terms(self) -> dict[str, Term]:
         """Return cross-entropy and the proximal term."""
         return {"ce": CrossEntropy(), "proximal": Proximal(mu=self.mu)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EWC(ClientMethod):
+    """Online EWC (arXiv:1612.00796, arXiv:1805.06370), on each client for itself."""
+
+    lam: float = setting(10.0, "weight of the penalty", low=0)
+    gamma: float = setting(1.0, "what is left of the Fisher information at the next task's end", low=0, high=1)
+
+    def terms(self) -> dict[str, Term]:
+        """Return cross-entropy and the penalty."""
+        return {"ce": CrossEntropy(), "ewc": ewc.EWC(lam=self.lam, gamma=self.gamma)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedEWC(ClientMethod):
+    """EWC with what `server.method: fedewc` sends: the global model at the last task's end and how much it matters."""
+
+    lam: float = setting(10.0, "weight of the penalty", low=0)
+
+    def terms(self) -> dict[str, Term]:
+        """Return cross-entropy and the penalty."""
+        return {"ce": CrossEntropy(), "ewc": ewc.FedEWC(lam=self.lam)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SI(ClientMethod):
+    """Synaptic intelligence (Zenke et al., ICML 2017, arXiv:1703.04200), on each client for itself."""
+
+    c: float = setting(0.5, "weight of the penalty", low=0)
+    xi: float = setting(1.0, "added to the squared distance that a parameter has moved", above=0)
+
+    def terms(self) -> dict[str, Term]:
+        """Return cross-entropy and the penalty."""
+        return {"ce": CrossEntropy(), "si": si.SI(c=self.c, xi=self.xi)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LwF(ClientMethod):
+    """Learning without Forgetting (Li, Hoiem, arXiv:1606.09282): a client's model of its last task is the teacher."""
+
+    alpha: float = setting(3.0, "weight of the distillation", low=0)
+    temperature: float = setting(2.0, "temperature of both softmaxes", above=0)
+
+    def terms(self) -> dict[str, Term]:
+        """Return cross-entropy and distillation."""
+        return {"ce": CrossEntropy(), "lwf": lwf.LwF(alpha=self.alpha, temperature=self.temperature)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedLwF(LwF):
+    """LwF with the teacher that `server.method: fedlwf` sends: the global model when the newest task began."""
+
+    def terms(self) -> dict[str, Term]:
+        """Return cross-entropy and distillation."""
+        return {"ce": CrossEntropy(), "lwf": lwf.FedLwF(alpha=self.alpha, temperature=self.temperature)}

@@ -1,5 +1,7 @@
 """A client's state as data: one record of a numpy structured dtype, the same in a pack and on a real node."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from clients.memories import Memory, RecordField, Records
@@ -9,7 +11,8 @@ from fedcl.answers import Layout
 
 def record_dtype(
     *, tasks: int, classes: int, memory: Memory | None, logits: bool, optimizer: Optimizer, parameters: Layout,
-    personal: int, real: str, local: bool = False, shown: int = 0,
+    personal: int, real: str, local: bool = False, shown: int = 0, kept: Sequence[tuple[str, int]] = (),
+    path: bool = False,
 ) -> np.dtype[np.void]:  # fmt: skip
     """Return the fields of a client's record.
 
@@ -20,6 +23,8 @@ def record_dtype(
         real: dtype of parameters and logits ("<f4" or "<f8").
         local: whether the parameters at the end of the client's last visit are kept.
         shown: number of items for which it is kept whether a visit has shown them.
+        kept: names and lengths of what regularisers keep of the tasks that the client has left.
+        path: whether a regulariser needs the path of the task that it has not left yet.
     """
     fields: list[RecordField] = [("visits", "<i8", ()), ("cursor", "<i8", (tasks + 1,))]
     if memory:
@@ -34,6 +39,9 @@ def record_dtype(
         fields += [("personal", real, (personal,))]
     fields += [("local", real, (parameters.size,))] if local else []
     fields += [("shown", "?", (shown,))] if shown else []
+    fields += [("position", "<i8", ())] if kept else []
+    fields += [(name, real, (length,)) for name, length in kept]
+    fields += [(name, real, (parameters.size,)) for name in ("path", "moved")] if path else []
     return np.dtype(fields)
 
 

@@ -13,6 +13,7 @@ from clients.answers.case import Case, load_weights
 from clients.curricula import Curriculum, Vanilla
 from clients.gradients import Transform
 from clients.gradients.clip import ClipNorm
+from clients.losses import Kept, Regulariser
 from clients.memories import Memory
 from clients.records import record_dtype
 from clients.trainer import Stepwise, Trainer
@@ -60,6 +61,7 @@ class Site:
             data=source(self.stream, "train", self.dtype, self.device),
             classes=classes,
             personal=personal_names(self.scenario.model, dict(module.named_parameters())),
+            path=self.path,
         )
 
     @cached_property
@@ -84,6 +86,21 @@ class Site:
         memory: Memory = self.scenario.client.memory
         return memory if self.scenario.client.method.draws and memory.size else None
 
+    @cached_property
+    def regularisers(self) -> list[Regulariser]:
+        """The loss terms that hold the model to what was learnt before."""
+        return [term for term in self.scenario.client.method.terms().values() if isinstance(term, Regulariser)]
+
+    @property
+    def kept(self) -> list[Kept]:
+        """What they keep of the tasks that a client has left."""
+        return [one for each in self.regularisers for one in each.keeps]
+
+    @property
+    def path(self) -> bool:
+        """Whether one of them needs the path of local training."""
+        return any(each.path for each in self.regularisers)
+
     @property
     def curriculum(self) -> Curriculum:
         """Which items of a visit are shown when."""
@@ -95,12 +112,15 @@ class Site:
         """Parameters (P,) of the experts trained so far in this process, by task (clients.curricula.scores)."""
         return {}
 
-    def stepwise(self, steps: Steps) -> Stepwise:
-        """Return what the stream shows at each step, on the device."""
+    def stepwise(self, steps: Steps, taught: Tensor | None = None) -> Stepwise:
+        """Return what the stream shows at each step, on the device, with a teacher's logits (k, w, classes) if any."""
         labels = self.stream.dataset.y[steps.items]
         columns = [torch.from_numpy(each).to(self.device) for each in (steps.items, steps.tasks, labels)]
         weight = torch.from_numpy(steps.weight).to(self.dtype).to(self.device)
-        return Stepwise(items=columns[0], tasks=columns[1], labels=columns[2], weight=weight)
+        slots = None if taught is None else torch.from_numpy(steps.index).to(self.device)
+        return Stepwise(
+            items=columns[0], tasks=columns[1], labels=columns[2], weight=weight, slots=slots, logits=taught
+        )
 
     @cached_property
     def shared(self) -> Tensor:
@@ -119,6 +139,7 @@ class Site:
     @cached_property
     def record(self) -> np.dtype[np.void]:
         """Fields of a client's record."""
+        sizes = {"parameters": self.parameters.size, "classes": self.stream.dataset.classes}
         return record_dtype(
             tasks=len(self.stream.tasks),
             classes=self.stream.dataset.classes,
@@ -128,8 +149,10 @@ class Site:
             parameters=self.parameters,
             personal=int(self.personal.sum()),
             real="<f4" if self.dtype == torch.float32 else "<f8",
-            local=self.curriculum.needs in ("L", "LG"),
+            local=self.curriculum.needs in ("L", "LG") or bool(self.kept),
             shown=int(self.stream.totals.max()) if self.memory and not isinstance(self.curriculum, Vanilla) else 0,
+            kept=[(one.name, sizes[one.of]) for one in self.kept],
+            path=self.path,
         )
 
     def case(self, order: TrainOrder | ConsolidateOrder, row: int, weights: Tensor) -> Case:
@@ -143,7 +166,7 @@ class Site:
             method=self.scenario.server.method,
             shared={name: torch.from_numpy(each.copy()).to(self.device) for name, each in order.shared.items()},
             data=self.trainer.data,
-            items=torch.from_numpy(items).to(self.device),
+            items=torch.from_numpy(items.copy()).to(self.device),  # a stream from Ray's object store is read-only
             tasks=torch.from_numpy(tasks).to(self.device),
             secret=(self.scenario.seed, client, order.round),
         )

@@ -5,14 +5,14 @@ computed for, and nothing moves in, a client that has finished. Needs torch alon
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from clients.gradients import Transform
 from clients.lift import Lift, Total, lift
-from clients.losses import Anchors, Batch, Forward, Items, Term
+from clients.losses import Anchors, Batch, Forward, Items, Regulariser, Term
 from clients.optimizers import Optimizer
 from fedcl.answers import Layout, Tensors
 from fedcl.source import Source
@@ -74,6 +74,8 @@ class Block:
     capture: Capture | None
     buffers: dict[str, Tensor]  # optimiser buffers (K, P)
     steps_before: Tensor  # (K,) float64 optimiser steps of earlier visits (0 unless kept)
+    own: dict[str, Tensors] = field(default_factory=dict)  # (K, ...) what regularisers keep of each client
+    anchors: dict[str, Tensors] = field(default_factory=dict)  # what the server sends for regularisers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +86,7 @@ class Result:
     losses: Tensors  # mean over steps of each term, (K,)
     logits: Tensor  # (a, classes) of the captured entries
     buffers: dict[str, Tensor]
+    path: Tensor | None = None  # (K, P) sum over the steps of -g * step, g the gradient without regularisers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +101,7 @@ class Trainer:
     data: Source
     classes: int
     personal: tuple[str, ...] = ()  # parameters that stay on the client: nothing holds them to the global model
+    path: bool = False  # whether the path of the training is wanted
 
     def train(self, block: Block) -> Result:
         """Run all steps of a block of clients and return their parameters.
@@ -113,19 +117,22 @@ class Trainer:
         buffers = {name: buffer.clone() for name, buffer in block.buffers.items()}
         lifted = lift(self.module, self.layout, weights)
         views = self.layout.views(block.shared)
-        anchors = Anchors({"global": {name: view for name, view in views.items() if name not in self.personal}}, {})
+        shared = {"global": {name: view for name, view in views.items() if name not in self.personal}, **block.anchors}
         sums = {name: weights.new_zeros(len(weights)) for name in self.terms}
         captured = weights.new_zeros(block.capture.first[-1] if block.capture else 0, self.classes)
+        path = torch.zeros_like(weights) if self.path else None
         for k, steps in _segments(block.counts):
             live = self.layout.views(weights[:k])
             moments = {name: self.layout.views(buffer[:k]) for name, buffer in buffers.items()}
+            own = {name: {each: held[:k] for each, held in kept.items()} for name, kept in block.own.items()}
+            anchors = Anchors(shared, own)
             for step in steps:
                 batch = Batch(
                     block.now.at(step, k, self.data), {n: d.at(step, k, self.data) for n, d in block.draws.items()}
                 )
                 parameters = lifted.parameters(k)
                 losses, (terms, logits) = lifted.losses(self._total(self.terms), parameters, batch, anchors)
-                gradients = _gradient(lifted, losses, parameters)
+                gradients, slope = self._gradients(lifted, losses, terms, parameters)
                 references = self._references(lifted, parameters, batch, anchors)
                 for name, term in terms.items():
                     sums[name][:k] += term.detach()
@@ -135,10 +142,22 @@ class Trainer:
                     gradients = self._transformed("gradient", lifted, gradients, references)
                     change = self.optimizer.step(gradients, live, moments, block.steps_before[:k] + step + 1)
                     change = self._transformed("step", lifted, change, references)
+                    if path is not None:
+                        path[:k] -= self.layout.flatten({name: slope[name] * each for name, each in change.items()})
                     torch._foreach_add_([live[name] for name in change], list(change.values()))
         steps_done = torch.tensor(block.counts, dtype=weights.dtype, device=weights.device).clamp(min=1)
         means = {name: total / steps_done for name, total in sums.items()}
-        return Result(after=weights, losses=means, logits=captured, buffers=buffers)
+        return Result(after=weights, losses=means, logits=captured, buffers=buffers, path=path)
+
+    def _gradients(self, lifted: Lift, losses: Tensor, terms: Tensors, parameters: Tensors) -> tuple[Tensors, Tensors]:
+        """Return the gradient of the loss and, where the path is wanted, that of the loss without regularisers."""
+        if not self.path:
+            return _gradient(lifted, losses, parameters), {}
+        holding = [each for name, each in terms.items() if isinstance(self.terms[name], Regulariser)]
+        data = [each for name, each in terms.items() if not isinstance(self.terms[name], Regulariser)]
+        slope = _gradient(lifted, torch.stack(data), parameters, keep=True)
+        held = _gradient(lifted, torch.stack(holding), parameters)  # next to nothing beside the model's own passes
+        return {name: each + held[name] for name, each in slope.items()}, slope
 
     def _references(
         self, lifted: Lift, parameters: Tensors, batch: Batch, anchors: Anchors
@@ -175,8 +194,9 @@ def _segments(counts: list[int]) -> Iterator[tuple[int, range]]:
             begin = counts[k - 1]
 
 
-def _gradient(lifted: Lift, losses: Tensor, parameters: Tensors) -> Tensors:
-    found = torch.autograd.grad(losses.sum(), list(parameters.values()), allow_unused=True, materialize_grads=True)
+def _gradient(lifted: Lift, losses: Tensor, parameters: Tensors, *, keep: bool = False) -> Tensors:
+    leaves = list(parameters.values())
+    found = torch.autograd.grad(losses.sum(), leaves, allow_unused=True, materialize_grads=True, retain_graph=keep)
     return lifted.stacked(dict(zip(parameters, found, strict=True)))
 
 

@@ -60,6 +60,7 @@ class Steps:
     count: Ints  # (k,) optimiser steps of each client
     items: Ints  # (k, s, b)
     tasks: Ints  # (k, s, b)
+    index: Ints  # (k, s, b) position in Local
     weight: NDArray[np.float64]  # (k, s, b) 1 / real batch size, 0 on padding
 
 
@@ -132,9 +133,12 @@ def batches(local: Local, walked: Walk, *, batch: int) -> Steps:
     shape = (len(count), max(1, int(count.max(initial=0))), batch)
     real, rows = walked.real, walked.rows[walked.real]
     where, picked = (rows, walked.step[real], walked.column[real]), (rows, walked.index[real])
-    items, tasks, weight = np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(shape)
-    items[where], tasks[where], weight[where] = local.items[picked], local.tasks[picked], 1.0
-    return Steps(count=count, items=items, tasks=tasks, weight=weight / np.maximum(weight.sum(2, keepdims=True), 1))
+    items, tasks, index = (np.zeros(shape, np.int64) for _ in range(3))
+    items[where], tasks[where], index[where] = local.items[picked], local.tasks[picked], picked[1]
+    weight = np.zeros(shape)
+    weight[where] = 1.0
+    weight /= np.maximum(weight.sum(2, keepdims=True), 1)
+    return Steps(count=count, items=items, tasks=tasks, index=index, weight=weight)
 
 
 def replays(

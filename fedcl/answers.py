@@ -16,6 +16,16 @@ from torch import Tensor
 Tensors = dict[str, Tensor]
 
 
+def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
+    """Return the tensors with `prefix/` before every name."""
+    return {f"{prefix}/{name}": each for name, each in tensors.items()}
+
+
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
+    """Return the tensors named `prefix/...`, without the prefix."""
+    return {name[len(prefix) + 1 :]: each for name, each in tensors.items() if name.startswith(f"{prefix}/")}
+
+
 def _flat(tensor: Tensor, dims: int) -> Tensor:
     return tensor.flatten(tensor.dim() - dims) if dims else tensor[..., None]
 
@@ -119,6 +129,11 @@ def _ridge(parameters: Layout, method: Any) -> Layout:
     return Layout((("ridge/gram", (d * (d + 1) // 2,)), ("ridge/cross", (d, classes)), *_marked("ridge", classes)))
 
 
+def _fisher(parameters: Layout, method: Any) -> Layout:
+    """Per parameter the sum of the squared gradients; then n."""
+    return parameters.prefixed("fisher") + Layout((("samples", ()),))
+
+
 def _marked(name: str, classes: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
     """Samples per class, and that many times the fingerprint of the embedding (`fedcl.embedding`)."""
     return (f"{name}/count", (classes,)), (f"{name}/fingerprint", (2,))
@@ -131,6 +146,7 @@ LAYOUTS: dict[str, Callable[[Layout, Any], Layout]] = {
     "gram": _gram,
     "class_sums": _class_sums,
     "ridge": _ridge,
+    "fisher": _fisher,
 }
 
 

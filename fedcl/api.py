@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from fedcl import config, rundir
+from fedcl.answers import Tensors
 from fedcl.config import Scenario
 from fedcl.engine import choice
 from fedcl.errors import ConfigError, FederationError
@@ -78,6 +79,13 @@ class Run:
         module = fedcl.models.make(self.config.model, tuple(data.x.shape[1:]), data.classes, self.config.seed)
         module.load_state_dict(safetensors.torch.load_file(path))
         return module.eval()
+
+    def classifier(self) -> Tensors:
+        """Return what predicts instead of the model's logits (see `fedcl.classifiers`); nothing: the logits do."""
+        import safetensors.torch
+
+        path = self.directory / "classifier.safetensors"
+        return safetensors.torch.load_file(path) if path.is_file() else {}
 
 
 def load(directory: Path | str) -> Run:

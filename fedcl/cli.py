@@ -239,13 +239,13 @@ def _predict(
 
     _check_run(directory)
     run = api.load(directory)
-    stream, model = run.stream(), run.model()
+    stream, model, classifier = run.stream(), run.model(), run.classifier()
     task = known_task(task, stream)
     inputs = {path: fit(read_inputs(path), stream.dataset.x.shape[1:], str(path)) for path in files}
     lines = csv.writer(sys.stdout, lineterminator="\n")
     lines.writerow(("file", "row", "class", "probability"))
     for path, x in inputs.items():
-        for found in predict(model, stream, x, task):
+        for found in predict(model, stream, x, task, classifier):
             lines.writerow((path, found.row, found.label, f"{found.probability:.4f}"))
     return OK
 

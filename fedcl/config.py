@@ -399,8 +399,21 @@ def _problems(s: Scenario) -> Iterator[str]:
     if getattr(server.method, "shares", None) == "body" and whole:
         name = registry.name_of("server_methods", server.method)
         yield f"model.personal = {whole}: method {name!r} adds up features of one embedding, which all must share"
+    yield from _unshared(s)
     if isinstance(s.engine.stack, int) and s.engine.stack > s.engine.cohort:
         yield f"engine.stack = {s.engine.stack}: must be at most engine.cohort = {s.engine.cohort}"
+
+
+def _unshared(s: Scenario) -> Iterator[str]:
+    """Yield what client and server method do not give each other."""
+    client, server = s.client.method, s.server.method
+    names = registry.name_of("client_methods", client), registry.name_of("server_methods", server)
+    lacking = set(getattr(client, "reads", ())) - set(getattr(server, "offers", ()))
+    if lacking:
+        where = f"server.method = {names[1]!r}: client method {names[0]!r} needs {', '.join(sorted(lacking))}"
+        yield f"{where} of the server; set server.method to the one of its own name"
+    if getattr(server, "shares", None) == "model" and s.model.personal:
+        yield f"model.personal = {s.model.personal}: method {names[1]!r} measures the global model, which must be whole"
 
 
 def check(scenario: Scenario) -> Scenario:

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fedcl.answers import Tensors
+from fedcl.classifiers import predictor
 from fedcl.errors import ConfigError
 from fedcl.source import source
 from fedcl.streams import Stream
@@ -77,7 +79,11 @@ def fit(x: NDArray[np.generic], shape: tuple[int, ...], source: str) -> NDArray[
 
 @torch.no_grad()
 def predict(
-    model: torch.nn.Module, stream: Stream, x: NDArray[np.generic], task: int | None = None
+    model: torch.nn.Module,
+    stream: Stream,
+    x: NDArray[np.generic],
+    task: int | None = None,
+    classifier: Tensors | None = None,
 ) -> Iterator[Prediction]:
     """Yield a prediction for each of the inputs.
 
@@ -86,13 +92,15 @@ def predict(
         stream: the stream it was trained on: the inputs' scale and shift, the tasks' permutations and masks.
         x: (n, *shape) inputs in the data set's own units, as its files hold them (digits: 0 to 16).
         task: the task that the inputs come from, if that is known: its permutation is applied, only its classes count.
+        classifier: what predicts instead of the model's logits, if something does.
     """
     like = next(model.parameters())
+    classify = predictor(model, classifier or {})
     flat = torch.from_numpy(x.reshape(len(x), -1).astype(np.float64))
     given = replace(source(stream, "test", like.dtype, like.device), x=flat.to(like))
     for items in torch.split(torch.arange(len(x), device=like.device), BATCH):
         tasks = torch.full_like(items, task or 0)  # the permutation of task 0 changes nothing
-        logits = model(given.inputs(items, tasks))
+        logits = classify(given.inputs(items, tasks))
         best = (logits if task is None else logits + given.mask(tasks)).softmax(1).max(1)
         for row, label, chance in zip(items.tolist(), best.indices.tolist(), best.values.tolist(), strict=True):
             yield Prediction(row, label, chance)

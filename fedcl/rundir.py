@@ -95,12 +95,20 @@ def start_event(scenario: Scenario, stream: Stream) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def finish(folder: Path, weights: Tensors, plain: dict[str, Any]) -> None:
-    """Write the global model, then results.json from the journal; a run killed in between is resumed to write both."""
+def finish(folder: Path, weights: Tensors, classifier: Tensors, plain: dict[str, Any]) -> None:
+    """Write the global model, and what predicts instead of its logits if something does, then results.json.
+
+    A run killed in between is resumed to write them all.
+    """
     import safetensors.torch
 
-    model = safetensors.torch.save({name: each.contiguous() for name, each in weights.items()})
-    replace_file(folder / "model.safetensors", [model], sync=False)
+    for name, tensors in (("model", weights), ("classifier", classifier)):
+        path = folder / f"{name}.safetensors"
+        if tensors:
+            held = safetensors.torch.save({each: tensor.contiguous() for each, tensor in tensors.items()})
+            replace_file(path, [held], sync=False)
+        else:
+            path.unlink(missing_ok=True)
     write_json(folder / "results.json", summarise(plain, read_events(folder)))
 
 

@@ -66,7 +66,7 @@ def _with_due(
         pending[:, list(ended)] |= stream.own[:, list(ended)]
     counted = np.zeros_like(state.counted) if again else state.counted
     pending |= state.counted & ~counted
-    pending &= (stream.train.count > 0)  # a task that is met again brings nothing new
+    pending &= (stream.train.count > 0) & ~counted  # a task that is met again brings nothing new
     return replace(state, pending=pending, counted=counted)
 
 

@@ -167,7 +167,7 @@ class Federation:
             "clients_sha256": clients, "clients_sha256_absent": absent or None,
         }  # fmt: skip
         self.journal.write(event)
-        rundir.finish(self.folder, state.weights, config.as_dict(self.scenario))
+        rundir.finish(self.folder, state.weights, self.classifier(state), config.as_dict(self.scenario))
 
     def seconds_so_far(self) -> float:
         """Return the seconds spent on this run, in all sittings."""

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedcl.answers import Tensors
+from fedcl.answers import Tensors, prefixed, under
 from fedcl.digest import digest
 from fedcl.errors import FederationError
 from fedcl.orders import Ints
@@ -36,14 +36,6 @@ class State:
     seconds: float  # spent on the rounds so far, in all sittings
 
 
-def _prefixed(prefix: str, tensors: Tensors) -> Tensors:
-    return {f"{prefix}/{name}": each for name, each in tensors.items()}
-
-
-def _under(prefix: str, tensors: Tensors) -> Tensors:
-    return {name[len(prefix) + 1 :]: each for name, each in tensors.items() if name.startswith(f"{prefix}/")}
-
-
 def _counters(state: State) -> dict[str, NDArray[Any]]:
     """Return what is counted beside the method's state; (client, task) tables as the pairs (n, 2) that are true."""
     pairs = {name: np.argwhere(getattr(state, name)) for name in PAIRS}
@@ -53,7 +45,7 @@ def _counters(state: State) -> dict[str, NDArray[Any]]:
 def server_tensors(state: State) -> Tensors:
     """Return what the method and the server optimiser remember, by name."""
     moments = {f"{kind}/{name}": each for kind, tensors in state.optimizer.items() for name, each in tensors.items()}
-    return {**_prefixed("method", state.method), **_prefixed("optimizer", moments)}
+    return {**prefixed("method", state.method), **prefixed("optimizer", moments)}
 
 
 def state_digest(state: State) -> str:
@@ -65,9 +57,9 @@ def state_digest(state: State) -> str:
 def snapshot(state: State, config_hash: str) -> Snapshot:
     """Return the checkpoint of a state."""
     tensors = {name: torch.as_tensor(each) for name, each in _counters(state).items()} | state.index.tensors()
-    tensors = _prefixed("server", tensors)
+    tensors = prefixed("server", tensors)
     facts = {"offset": state.offset, "seconds": state.seconds, "index": state.index.facts(), "config_hash": config_hash}
-    return Snapshot(state.round, {**_prefixed("weights", state.weights), **server_tensors(state), **tensors}, facts)
+    return Snapshot(state.round, {**prefixed("weights", state.weights), **server_tensors(state), **tensors}, facts)
 
 
 def restored(snapshot: Snapshot, config_hash: str) -> State:
@@ -79,19 +71,19 @@ def restored(snapshot: Snapshot, config_hash: str) -> State:
     facts: dict[str, Any] = snapshot.facts
     if facts["config_hash"] != config_hash:
         raise FederationError("the checkpoint belongs to another configuration than config.yaml beside it")
-    server = _under("server", snapshot.tensors)
+    server = under("server", snapshot.tensors)
     counters: dict[str, Any] = {name: server[name].numpy() for name in ("visits", "begun", "ended")}
     tables: dict[str, Any] = {name: np.zeros((len(server["visits"]), len(server["begun"])), np.bool_) for name in PAIRS}
     for name, table in tables.items():
         table[tuple(server[name].numpy().T)] = True
     moments: Moments = {}
-    for name, each in _under("optimizer", snapshot.tensors).items():
+    for name, each in under("optimizer", snapshot.tensors).items():
         kind, _, rest = name.partition("/")
         moments.setdefault(kind, {})[rest] = each
     return State(
         round=snapshot.round,
-        weights=_under("weights", snapshot.tensors),
-        method=_under("method", snapshot.tensors),
+        weights=under("weights", snapshot.tensors),
+        method=under("method", snapshot.tensors),
         optimizer=moments,
         **counters,
         **tables,

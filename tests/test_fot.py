@@ -17,7 +17,7 @@ from clients.answers.case import Case, columns, layer_inputs, load_weights
 from clients.answers.subspace import gram, sketch
 from fedcl import api
 from fedcl.answers import LAYOUTS, Answer, Layout, Tensors
-from fedcl.config import Plain, Scenario
+from fedcl.config import Plain, Scenario, load
 from fedcl.errors import ConfigError
 from fedcl.models import make
 from fedcl.models.conv import CNN
@@ -282,22 +282,29 @@ def test_the_reference_energy_is_the_weighted_mean_of_unsquared_ratios() -> None
 
 @pytest.mark.parametrize("model", MODELS)
 def test_sketches_come_nearer_to_gram_matrices_the_wider_they_are(model: str) -> None:
-    """||Y Y^T / m - A A^T|| <= 4 ||A||_F^2 / sqrt(m) in every layer for m = 1, 8, 64, 512 columns an input; at 512 the
-    basis leaves as much of the inputs' energy outside as the exact one of its rank, within 1e-3.
+    """With E = Y Y^T / m - A A^T in every layer, for 1, 8, 64 and 512 columns an input (m = d times that):
+
+    ||E|| <= 4 ||A||^2 / sqrt(m), and the basis, of rank k, leaves at most sqrt(2 k) ||E|| more energy outside than
+    the exact one of its rank (Ky Fan). That excess shrinks at least eightfold from 1 to 512.
     """
     parts, exact = cut(tasks_of(model)[0], 3), FOT(statistic="gram", epsilon=0.8)
     state = exact.begin({name: each.detach() for name, each in make(*MODELS[model], 4, 0).double().named_parameters()})
     pooled = summed(model, exact, state, parts).under("gram")
+    excess: dict[int, float] = {}
     for width in (1, 8, 64, 512):
-        found = summed(model, FOT(sketch_width=width), state, parts).under("sketch")
+        method, excess[width] = FOT(sketch_width=width, epsilon=0.8), 0.0
+        total = summed(model, method, state, parts)
+        bases, _ = method.end_task(state, {}, total, [0])
         for name, a in pooled.items():
-            y = found[name]
+            y, basis = total[f"sketch/{name}"], bases[f"basis/{name}"]
             assert y.shape == (len(a), width * len(a))
-            assert (y @ y.T / y.shape[1] - a).norm() <= 4 * a.trace() / y.shape[1] ** 0.5
-    for name, basis in learnt(model, FOT(sketch_width=512, epsilon=0.8), [parts]).items():
-        values = torch.linalg.eigvalsh(pooled[name]).flip(0)
-        outside = pooled[name].trace() - (basis.T @ pooled[name] @ basis).trace()
-        assert 0 <= float(outside / values.sum()) - float(values[basis.shape[1] :].sum() / values.sum()) + 1e-12 < 1e-3
+            error = float((y @ y.T / y.shape[1] - a).norm())
+            assert error <= 4 * a.trace() / y.shape[1] ** 0.5
+            best = torch.linalg.eigvalsh(a).flip(0)[: basis.shape[1]].sum()
+            more = float(best - (basis.T @ a @ basis).trace())
+            assert more <= (2 * basis.shape[1]) ** 0.5 * error
+            excess[width] += more / float(a.trace())
+    assert 0 < excess[512] < excess[1] / 8
 
 
 def test_a_sketch_is_the_residual_times_a_matrix_of_the_clients_own() -> None:
@@ -368,7 +375,7 @@ def test_shares_are_set_by_layer_and_grow_by_task() -> None:
 
 @pytest.mark.parametrize("heads", ["shared", "per-task"])
 def test_per_task_heads_are_not_projected(heads: Literal["shared", "per-task"]) -> None:
-    """With `per-task` the head has no basis and its step is kept to the bit; with `shared` it is protected like others."""
+    """With `per-task` the head has no basis and its step keeps its bits; with `shared` it is protected."""
     method, x = FOT(heads=heads, statistic="gram"), tasks_of("mlp")[0]
     bases = learnt("mlp", method, [[x]])
     assert ("head.weight" in bases) == (heads == "shared")
@@ -445,7 +452,7 @@ OWN = """stream.schedule={kind: explicit, clients: [{tasks: [0, 1], rounds: [2, 
 
 
 def test_under_own_order_bases_grow_when_everyone_has_finished_a_task(tmp_path: Path) -> None:
-    """Task 0 is over after round 4 (client 2), task 1 after round 5 (client 0): who is at it in that round tells of it."""
+    """Task 0 is over after round 4 (client 2), task 1 after 5 (client 0): who is at it in that round tells."""
     scenario = tiny(FOTS, OWN)
     run(scenario, tmp_path)
     assert [event["round"] for event in events(tmp_path, "bases")] == [4, 5]
@@ -458,7 +465,7 @@ def test_under_own_order_bases_grow_when_everyone_has_finished_a_task(tmp_path: 
 
 
 def test_a_task_that_ends_unseen_is_told(tmp_path: Path) -> None:
-    """A round's one client is at another task when a task ends for everyone: nothing of it is protected, and it is said."""
+    """A round's one client is at another task when a task ends: nothing of it is protected, and it is said."""
     own = """stream.schedule={kind: explicit, clients: [{tasks: [0], rounds: [1]}, {tasks: [1], rounds: [6]},
     {tasks: [1], rounds: [6]}, {tasks: [1], rounds: [6]}]}""".replace("\n", " ")
     seeds = []
@@ -502,3 +509,20 @@ def test_a_killed_run_resumes_to_the_bit(tmp_path: Path) -> None:
 def test_workers_make_no_difference_to_the_bit(tmp_path: Path) -> None:
     workers_make_no_difference(conformance(), tmp_path)
     assert events(tmp_path / "ray-2", "bases") == events(tmp_path / "inline", "bases") != []
+
+
+@pytest.mark.slow
+def test_fot_forgets_at_most_a_third_of_what_averaging_forgets(tmp_path: Path) -> None:
+    """task-digits-fot, mean of seeds 0 to 4: a third of the forgetting at most, ACC at least three points higher."""
+    figures = {}
+    for method, overrides in (("fot", []), ("fedavg", ["server.method=fedavg"])):
+        runs = [
+            run(
+                load("task-digits-fot", [*overrides, f"seed={seed}", "engine.kind=inline"]),
+                tmp_path / f"{method}-{seed}",
+            )
+            for seed in range(5)
+        ]
+        figures[method] = {name: np.mean([each["metrics"][name] for each in runs]) for name in ("acc", "forgetting")}
+    assert figures["fot"]["forgetting"] <= figures["fedavg"]["forgetting"] / 3
+    assert figures["fot"]["acc"] >= figures["fedavg"]["acc"] + 0.03

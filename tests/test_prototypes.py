@@ -17,6 +17,7 @@ from fedcl.classifiers import nearest
 from fedcl.config import Scenario
 from fedcl.embedding import body, fingerprint
 from fedcl.errors import ConfigError
+from fedcl.predict import predict
 from server.methods.prototypes import Prototypes
 from tests.federations import Clients, hashes, journal, run, tiny
 from tests.frozen import COMMON, Failing, answers, federations, learnt, marks, pooled, site_of, tree, weights_of
@@ -111,6 +112,19 @@ def test_accuracy_is_that_of_the_nearest_class_mean(tmp_path: Path) -> None:
         expected.append((distances.argmin(1) == site.test.y[shown]).double().mean().item())
     assert results["accuracy_matrix"][-1] == pytest.approx(expected, abs=1e-12)
     assert results["metrics"]["acc"] > 1 / 3  # twice what guessing gives
+
+
+def test_predictions_for_files_are_the_class_means_too(tmp_path: Path) -> None:
+    """A run leaves its classifier beside the model, and `predict` uses it; a run of FedAvg leaves none."""
+    run(tiny(*COMMON, METHOD), tmp_path / "run")
+    found = api.load(tmp_path / "run")
+    stream, classifier = found.stream(), found.classifier()
+    assert torch.equal(classifier["prototypes"], Prototypes().made(learnt(tmp_path / "run"))["prototypes"])
+    given = list(predict(found.model(), stream, stream.dataset.test_x, classifier=classifier))
+    right = [each.label == stream.dataset.test_y[each.row] for each in given]
+    assert sum(right) / 60 == pytest.approx(found.results["metrics"]["acc"], abs=1e-12)  # 20 test items a task
+    run(tiny("server.method=fedavg"), tmp_path / "fedavg")
+    assert api.load(tmp_path / "fedavg").classifier() == {}
 
 
 def test_a_class_without_samples_is_never_predicted() -> None:
@@ -269,3 +283,12 @@ def test_who_is_still_awaited_is_not_forgotten_over_a_stop(tmp_path: Path) -> No
         assert outcome.code == 75
         assert hashes(api.resume(tmp_path / "run").results) == hashes(expected)
     assert_centralised(scenario, tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["prototype-digits", "analytic-digits"])
+def test_time_plays_no_part_in_the_shipped_scenarios(name: str, tmp_path: Path) -> None:
+    """Own orders, own lengths and a sample of the clients end with the accuracy of the synchronous federation."""
+    found = [run(config.load(each, ["engine.kind=inline"]), tmp_path / each) for each in (name, f"{name}-async")]
+    assert found[0]["metrics"]["acc"] == pytest.approx(found[1]["metrics"]["acc"], abs=1e-12)
+    assert found[0]["metrics"]["acc"] > 0.9
+    assert (weights_of(tmp_path / name)["head.bias"] == weights_of(tmp_path / f"{name}-async")["head.bias"]).all()

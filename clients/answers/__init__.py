@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from clients.answers.case import Case
+from clients.answers.fisher import fisher_sums
 from clients.answers.prototypes import class_sums
 from clients.answers.ridge import ridge
 from clients.answers.subspace import gram, sketch
@@ -45,6 +46,7 @@ TASK_STATISTICS: dict[str, Callable[[Case], Tensor]] = {
     "gram": gram,
     "class_sums": class_sums,
     "ridge": ridge,
+    "fisher": fisher_sums,
 }
 
 

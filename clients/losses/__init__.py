@@ -7,10 +7,11 @@ A term is a frozen dataclass with `draws` (what it wants from the replay memory 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import ClassVar, Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
+from clients.answers.case import Case
 from fedcl.answers import Tensors
 
 
@@ -21,7 +22,7 @@ class Items(NamedTuple):
     y: Tensor  # (b,) int64
     mask: Tensor  # (b, classes) or (b, 1): added to the logits before a cross-entropy, 0 or -inf
     weight: Tensor  # (b,) sums to 1, or to 0 where there is nothing
-    logits: Tensor  # (b, classes) as remembered, or (b, 0)
+    logits: Tensor  # (b, classes) as remembered, or as a teacher gives them, or (b, 0)
 
 
 class Batch(NamedTuple):
@@ -69,3 +70,39 @@ class Term(Protocol):
 
     def __call__(self, model: Forward, batch: Batch, anchors: Anchors) -> Tensor:
         """Return the scalar loss of one client."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """Numbers that a client keeps of the tasks it has left, zeros at first: one a parameter, or one a class."""
+
+    name: str
+    of: Literal["parameters", "classes"] = "parameters"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Left:
+    """A task that a client has left, with what its last visit to it left behind."""
+
+    case: Case  # the client's data of the task, and the model
+    model: Tensor  # (P,) its parameters
+    path: Tensor  # (P,) sum over the local steps at the task of -g * step, g without regularisers; 0 if nobody asks
+    moved: Tensor  # (P,) sum of those steps: the jumps to the global model between visits are no part of either
+
+
+class Regulariser:
+    """A term that holds the model to what was learnt before; these are its defaults.
+
+    It finds what it `keeps` as `anchors.own[name]`, what it `reads` of the server's as `anchors.shared[name]` (tensors
+    by parameter name, or `classes`), and the logits of a `teacher` as `batch.now.logits`.
+    """
+
+    draws: tuple[Draw, ...] = ()
+    keeps: ClassVar[tuple[Kept, ...]] = ()
+    reads: ClassVar[tuple[str, ...]] = ()
+    teacher: ClassVar[str | None] = None  # one of `keeps` or `reads`: parameters of a model whose logits it wants
+    path: ClassVar[bool] = False  # whether it needs `Left.path` and `Left.moved`
+
+    def leave(self, kept: Tensors, left: Left) -> Tensors:
+        """Return what is kept once a task is left, by name, given what was kept before it."""
+        return kept

@@ -24,6 +24,7 @@ class ServerMethod(Settings):
     answers: ClassVar[tuple[str, ...]] = ("delta",)
     participants: ClassVar[Literal["round", "all"]] = "round"
     when: ClassVar[Literal["client", "task"]] = "client"
+    offers: ClassVar[tuple[str, ...]] = ()  # what `shared` sends for the regularisers of a client method (`reads`)
 
     @property
     def task_answers(self) -> tuple[str, ...]:

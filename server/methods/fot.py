@@ -7,7 +7,7 @@ Protected are the weights of linear and convolutional layers, with `heads: share
 parameters of norms are not projected (nor are they in the paper). The step is projected last, after the server
 optimiser. `energy` as published ("reference": the released code's unsquared ratios, weighted by n, at least one
 direction) or "squared" (pooled squared norms; a layer may need no direction: with `statistic: gram` that is GPM on the
-pooled inputs). Departures: S is Gaussian whatever the layer, and directions that hold nothing but rounding are left out.
+pooled inputs). Departures: S is Gaussian for every model; directions that hold rounding alone are left out.
 """
 
 import math

@@ -1,0 +1,111 @@
+"""What clients keep of the tasks they have left, for regularisers (`clients.losses.Regulariser`).
+
+A task ends for a client when a visit finds it at another position of its stream than the visit before: which visit to a
+task is the last is known only then, because a client is not asked in every round. So the model that each visit leaves
+is kept too (`local`), and the task's data must still be there at the next visit.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clients.answers.case import CHUNK, load_weights
+from clients.losses import Left
+from clients.losses.lwf import CLASSES, KNOWN
+from clients.memories import Ints, Records
+from clients.site import Site
+from clients.trainer import Result
+from clients.visits import Local
+from fedcl.answers import Tensors, under
+from fedcl.orders import TrainOrder
+from fedcl.streams.stream import ALL_TASKS
+
+
+def leave(site: Site, order: TrainOrder, old: Records) -> None:
+    """Let clients that come to another position of their stream take leave of the task before."""
+    if not site.kept or (order.tasks == ALL_TASKS).any():
+        return
+    timeline = site.stream.timeline
+    now = (timeline.begin[order.clients, 1:] <= order.clocks[:, None]).sum(axis=1)
+    for row in np.flatnonzero((old["visits"] > 0) & (old["position"] != now)).tolist():
+        tasks = order.tasks.copy()
+        tasks[row] = timeline.order[order.clients[row], old["position"][row]]
+        _take(site, replace(order, tasks=tasks), old, row)
+    old["position"] = now
+
+
+def _take(site: Site, order: TrainOrder, old: Records, row: int) -> None:
+    """Write what every regulariser keeps of the task that the order names."""
+
+    def held(name: str) -> Tensor:
+        return torch.from_numpy(old[name][row].copy()).to(site.device)
+
+    model = held("local")
+    paths = {name: held(name) if site.path else torch.zeros_like(model) for name in ("path", "moved")}
+    left = Left(case=site.case(order, row, model.clone()), model=model, **paths)
+    for each in site.regularisers:
+        kept = each.leave({one.name: held(one.name) for one in each.keeps}, left)
+        for one in each.keeps:
+            old[one.name][row] = kept[one.name].numpy(force=True)
+    if site.path:
+        old["path"][row] = old["moved"][row] = 0
+
+
+def own(site: Site, records: Records) -> dict[str, Tensors]:
+    """Return what k clients keep, (k, ...) by name and parameter."""
+    found: dict[str, Tensors] = {}
+    for one in (one for each in site.regularisers for one in each.keeps):
+        held = torch.from_numpy(records[one.name].copy()).to(site.device)
+        found[one.name] = site.parameters.views(held) if one.of == "parameters" else {"classes": held}
+    return found
+
+
+def shared(site: Site, order: TrainOrder) -> dict[str, Tensors]:
+    """Return what the server sends for regularisers, by name and parameter; the joint oracle heeds nothing of it."""
+    if (order.tasks == ALL_TASKS).any():
+        return {}
+    sent = {name: torch.from_numpy(each.copy()).to(site.device) for name, each in order.shared.items()}
+    found = {name: under(name, sent) for each in site.regularisers for name in each.reads}
+    if KNOWN in found and KNOWN in sent:
+        known = [one for task in sent[KNOWN].tolist() for one in site.stream.tasks[task].classes]
+        classes = torch.zeros(site.stream.dataset.classes, dtype=site.dtype, device=site.device)
+        classes[known] = 1
+        found[CLASSES] = {"classes": classes}
+    return {name: tensors for name, tensors in found.items() if tensors}
+
+
+def taught(site: Site, order: TrainOrder, old: Records, local: Local) -> Tensor | None:
+    """Return a teacher's logits (k, w, classes) of each client's items, zeros without a teacher; None: none is wanted.
+
+    Each client's items pass through the teacher apart from everybody else's, in chunks of fixed size, so that they are
+    the same for a client alone, in a stack and on any worker.
+    """
+    name, sent = next((each.teacher for each in site.regularisers if each.teacher), None), shared(site, order)
+    held = name in (old.dtype.names or ())
+    if name is None or not (held or name in sent):
+        return None
+    shape = (*local.items.shape, site.stream.dataset.classes)
+    found = torch.zeros(shape, dtype=site.dtype, device=site.device)
+    for row, length in enumerate(local.lengths.tolist()):
+        teacher = torch.from_numpy(old[name][row].copy()) if held else site.parameters.flatten(sent[name])
+        if teacher.any():
+            items, tasks = local.items[row, :length], local.tasks[row, :length]
+            found[row, :length] = _logits(site, teacher.to(site.device), items, tasks)
+    return found
+
+
+@torch.no_grad()
+def _logits(site: Site, weights: Tensor, items: Ints, tasks: Ints) -> Tensor:
+    """Return the logits (n, classes) of training items under a model (P,)."""
+    load_weights(site.trainer.module, site.parameters, weights)
+    parts = (torch.split(torch.from_numpy(each).to(site.device), CHUNK) for each in (items, tasks))
+    return torch.cat([site.trainer.module(site.trainer.data.inputs(*part)) for part in zip(*parts, strict=True)])
+
+
+def walked(site: Site, records: Records, start: Tensor, result: Result) -> None:
+    """Add a visit's local steps, from start (k, P), to what the records hold of the task's path."""
+    if site.path and result.path is not None:
+        records["path"] += result.path.numpy(force=True)
+        records["moved"] += (result.after - start).numpy(force=True)
