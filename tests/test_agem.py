@@ -126,6 +126,7 @@ def test_visits_are_the_published_loop(stack: int):
     assert 0 < conflicts < 24  # of the 24 steps that had a memory
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_conformance():
     """The conformance tests of `fedcl check`: stacked, workers, kill and resume, memory's budget."""

@@ -215,7 +215,7 @@ ENGINE = tiny(*COMMON, *BASE, "server.method={name: analytic, width: 16, base_ro
 
 
 @pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_ray_workers_give_the_bits_of_one_process(workers: int, tmp_path: Path) -> None:
     expected = run(ENGINE, tmp_path / "inline")
     plain = config.as_dict(ENGINE)

@@ -4,7 +4,8 @@
 
 F_t is the mean over the task's data of the squared gradient of each sample's log-likelihood (`clients.answers.fisher`).
 EWC: w is the client's model as its last visit to the task left it, F_t that of its own data. FedEWC: w is the global
-model at the task's end, F_t that of all clients' data together; nothing is kept on the client.
+model at the task's end, F_t that of all clients' data together; nothing is kept on the client. Steps of plain SGD
+diverge where lr * lam * F_i is above 2.
 """
 
 from collections.abc import Mapping

@@ -38,8 +38,9 @@ class FedEWC(FedAvg):
     def begin(self, weights: Tensors) -> Tensors:
         """Return the state in which nothing matters yet."""
         zeros = {name: torch.zeros(each.shape, dtype=torch.float64) for name, each in weights.items()}
-        samples = torch.zeros((), dtype=torch.float64)
-        return {**prefixed("past", zeros), **prefixed("sum", zeros), **prefixed("theta", weights), "samples": samples}
+        parts = {"past": zeros, "sum": zeros, "theta": {name: each.clone() for name, each in weights.items()}}
+        named = {name: each for part, tensors in parts.items() for name, each in prefixed(part, tensors).items()}
+        return {**named, "samples": torch.zeros((), dtype=torch.float64)}
 
     def shared(self, state: Tensors) -> Tensors:
         """Return the anchor and the Fisher information, once there is some."""

@@ -32,7 +32,8 @@ class FedLwF(FedAvg):
         begun = torch.cat([state["begun"], torch.tensor(sorted(began))])
         if not len(state["begun"]):
             return {**state, "begun": begun}, weights
-        return {**prefixed("teacher", weights), "known": state["begun"], "begun": begun}, weights
+        teacher = {name: each.clone() for name, each in weights.items()}
+        return {**prefixed("teacher", teacher), "known": state["begun"], "begun": begun}, weights
 
     def shared(self, state: Tensors) -> Tensors:
         """Return the teacher and the tasks that it may know, once there are some."""
