@@ -14,7 +14,7 @@ from flwr.app import Message
 from fedcl import wire
 from fedcl.answers import Answer, Layout, refusal
 from fedcl.orders import ClientError, ConsolidateOrder, ConsolidateReply, Ints
-from server.exchange import exchange
+from server.exchange import exchange, silence
 from server.federation import Federation
 from server.methods import ServerMethod
 from server.state import State
@@ -94,11 +94,10 @@ def _accepted(
     federation: Federation, state: State, layout: Layout, round: int, clients: Ints, message: Message | None
 ) -> ConsolidateReply | None:
     """Return the reply if it can be added up; else log an error for each of its clients."""
-    problem, traceback = "no answer within server.deadline", ""
-    if message is not None and message.has_error():
-        traceback = message.error.reason or ""
-        problem = (traceback.strip().splitlines() or ["no reason given"])[-1]
-    elif message is not None:
+    problem, traceback = "", ""
+    if message is None or message.has_error():
+        problem, traceback = silence(message)
+    else:
         try:
             reply: ConsolidateReply = wire.decode(message.content)
             fits = isinstance(reply, ConsolidateReply) and bool(np.isin(reply.clients, clients).all())

@@ -11,7 +11,7 @@ from flwr.app import Message
 from fedcl import wire
 from fedcl.orders import ClientError, EvaluateOrder, EvaluateReply, Ints
 from fedcl.source import sample
-from server.exchange import exchange
+from server.exchange import exchange, silence
 from server.federation import Federation, round_to
 from server.state import State
 
@@ -88,11 +88,10 @@ def _messages(federation: Federation, state: State, round: int, parts: Sequence[
 
 def _reply(federation: Federation, round: int, clients: Ints, message: Message | None) -> EvaluateReply | None:
     """Return the reply if it fits what was asked; else log an error for each client."""
-    problem, traceback = "no answer within server.deadline", ""
-    if message is not None and message.has_error():
-        traceback = message.error.reason or ""
-        problem = (traceback.strip().splitlines() or ["no reason given"])[-1]
-    elif message is not None:
+    problem, traceback = "", ""
+    if message is None or message.has_error():
+        problem, traceback = silence(message)
+    else:
         try:
             reply: EvaluateReply = wire.decode(message.content)
             shape = (len(clients), len(federation.stream.tasks))

@@ -53,6 +53,14 @@ def exchange(grid: Grid, messages: Sequence[Message], deadline: float, stop: Sto
             time.sleep(POLL)
 
 
+def silence(message: Message | None) -> tuple[str, str]:
+    """Return why a message brings no reply (did not come, or is an error) and its traceback, if any."""
+    if message is None:
+        return "no answer within server.deadline", ""
+    reason = message.error.reason or ""
+    return (reason.strip().splitlines() or ["no reason given"])[-1], reason
+
+
 def call_the_roll(grid: Grid, config: str, clients: int, stop: StopRequest, patience: float = 60.0) -> Roster:
     """Ask every node which clients it hosts; wait up to `patience` seconds until all clients have a node."""
     hosts: dict[int, Ints] = {}

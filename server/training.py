@@ -15,7 +15,7 @@ from fedcl.answers import Answer, Layout, refusal
 from fedcl.errors import FederationError
 from fedcl.orders import Array, ClientError, TrainOrder, TrainReply
 from fedcl.plan import Cohort
-from server.exchange import exchange
+from server.exchange import exchange, silence
 from server.federation import Federation, round_to
 from server.state import State
 
@@ -111,12 +111,8 @@ def _failed(cohort: Cohort, error: str, traceback: str = "") -> list[ClientError
 
 def _accepted(layout: Layout, cohort: Cohort, round: int, message: Message | None, done: Round) -> TrainReply | None:
     """Return the reply if it can be taken; else note an error for each of its clients."""
-    if message is None:
-        done.errors += _failed(cohort, "no answer within server.deadline")
-        return None
-    if message.has_error():
-        reason = message.error.reason or "no reason given"
-        done.errors += _failed(cohort, reason.strip().splitlines()[-1], reason)
+    if message is None or message.has_error():
+        done.errors += _failed(cohort, *silence(message))
         return None
     try:
         reply: TrainReply = wire.decode(message.content)
