@@ -1,4 +1,4 @@
-"""What clients keep of the tasks they have left, for regularisers (`clients.losses.Regulariser`).
+"""What clients keep of the tasks they have left, for regularisers and transforms (`clients.losses.Keeper`).
 
 A task ends for a client when a visit finds it at another position of its stream than the visit before: which visit to a
 task is the last is known only then, because a client is not asked in every round. So the model that each visit leaves
@@ -37,7 +37,7 @@ def leave(site: Site, order: TrainOrder, old: Records) -> None:
 
 
 def _take(site: Site, order: TrainOrder, old: Records, row: int) -> None:
-    """Write what every regulariser keeps of the task that the order names."""
+    """Write what every keeper keeps of the task that the order names."""
 
     def held(name: str) -> Tensor:
         return torch.from_numpy(old[name][row].copy()).to(site.device)
@@ -45,7 +45,7 @@ def _take(site: Site, order: TrainOrder, old: Records, row: int) -> None:
     model = held("local")
     paths = {name: held(name) if site.path else torch.zeros_like(model) for name in ("path", "moved")}
     left = Left(case=site.case(order, row, model.clone()), model=model, **paths)
-    for each in site.regularisers:
+    for each in site.keepers:
         kept = each.leave({one.name: held(one.name) for one in each.keeps}, left)
         for one in each.keeps:
             old[one.name][row] = kept[one.name].numpy(force=True)
@@ -54,12 +54,10 @@ def _take(site: Site, order: TrainOrder, old: Records, row: int) -> None:
 
 
 def own(site: Site, records: Records) -> dict[str, Tensors]:
-    """Return what k clients keep, (k, ...) by name and parameter."""
-    found: dict[str, Tensors] = {}
-    for one in (one for each in site.regularisers for one in each.keeps):
-        held = torch.from_numpy(records[one.name].copy()).to(site.device)
-        found[one.name] = site.parameters.views(held) if one.of == "parameters" else {"classes": held}
-    return found
+    """Return what k clients keep, (k, ...) by name and tensor: parameter, layer, `classes` or `number`."""
+    return {
+        name: layout.views(torch.from_numpy(records[name].copy()).to(site.device)) for name, layout in site.kept.items()
+    }
 
 
 def shared(site: Site, order: TrainOrder) -> dict[str, Tensors]:

@@ -54,6 +54,7 @@ def _walk(site: Site, order: TrainOrder, old: Records, local: Local) -> Walk:
     before, length = site.stream.timeline.slots(order.clients, order.clocks)
     visit = Visit(
         inside=local.inside,
+        labels=site.stream.dataset.y[local.items],
         losses=scores.losses(site, order, old, local) if site.curriculum.needs else None,
         steps=(local.lengths // client.batch + 1) * client.epochs,
         number=before,
@@ -119,6 +120,7 @@ def train_block(
         now=laid.now.rows(rows),
         draws={name: draw.rows(rows) for name, draw in laid.draws.items()},
         capture=_capture(site, laid, rows),
+        noise=site.noise(order.clients[rows], order.round, int(laid.counts[rows].max())),
         buffers=_buffers(site, own),
         steps_before=torch.from_numpy(_kept(own, "optimizer.steps", np.float64)).to(site.device),
         own=anchors.own(site, own),

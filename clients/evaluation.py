@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from clients import records
 from clients.answers.case import load_weights
@@ -9,7 +10,7 @@ from clients.memories import Ints, Records
 from clients.site import Site
 from clients.work import Store
 from fedcl.classifiers import predictor
-from fedcl.orders import EvaluateOrder, EvaluateReply
+from fedcl.orders import EvaluateOrder, EvaluateReply, Order
 from fedcl.source import measure, sample
 
 
@@ -28,7 +29,7 @@ def evaluate(site: Site, order: EvaluateOrder, store: Store) -> EvaluateReply:
 
 def _evaluate(site: Site, order: EvaluateOrder, clients: Ints, own: Records | None) -> tuple[Ints, Ints]:
     """Return right predictions and items, (clients, tasks) each, of clients that use the same weights."""
-    _load(site, order, own)
+    load_weights(site.trainer.module, site.parameters, weights_of(site, order, own))
     tasks, seed, limit = len(site.stream.tasks), site.scenario.seed, site.scenario.evaluate.samples
     cells = [
         sample(site.stream.test.cell(int(client), task), limit, seed, int(client), task)
@@ -43,9 +44,9 @@ def _evaluate(site: Site, order: EvaluateOrder, clients: Ints, own: Records | No
     return correct.astype(np.int64).reshape(-1, tasks), sizes.reshape(-1, tasks)
 
 
-def _load(site: Site, order: EvaluateOrder, own: Records | None) -> None:
-    """Put the global weights, and a client's personal parameters, into the module."""
+def weights_of(site: Site, order: Order, own: Records | None) -> Tensor:
+    """Return the order's weights (P,), with a client's personal parameters if `own` (1,) is a record that has some."""
     flat = torch.from_numpy(order.weights.copy()).to(site.device)
     if own is not None and own["visits"][0] > 0:
         flat[site.personal] = torch.from_numpy(own["personal"][0].copy()).to(site.device)
-    load_weights(site.trainer.module, site.parameters, flat)
+    return flat

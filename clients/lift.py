@@ -37,11 +37,24 @@ class Lift(Protocol):
         """Apply a transform of one client's gradients to all k."""
 
 
+class Embedding(nn.Module):
+    """The model without its head."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return features (b, f) of inputs (b, *shape)."""
+        features: Tensor = self.inner.features(x)  # type: ignore[operator]
+        return features
+
+
 class Alone:
     """K = 1: the module itself, its parameters being views of the buffer."""
 
     def __init__(self, module: nn.Module, layout: Layout, buffer: Tensor) -> None:
-        self._module = module
+        self._module, self._embedding = module, Embedding(module)
         self._parameters: Tensors = dict(module.named_parameters())
         for name, view in layout.views(buffer[0]).items():
             self._parameters[name].data = view
@@ -53,7 +66,11 @@ class Alone:
     def losses(self, total: Total, parameters: Tensors, batch: Batch, anchors: Anchors) -> Outcome:
         """Call the loss on the one client, without lifting it."""
         single, own = _pytree.tree_map(lambda each: each[0], (batch, anchors.own))
-        loss, (terms, logits) = total(Forward(self._module, parameters), single, Anchors(anchors.shared, own))
+        loss, (terms, logits) = total(
+            Forward(self._module, parameters, single.noise, embed=self._embedding),
+            single,
+            Anchors(anchors.shared, own),
+        )
         return loss[None], ({name: term[None] for name, term in terms.items()}, logits[None])
 
     def stacked(self, tensors: Tensors) -> Tensors:
@@ -71,6 +88,7 @@ class Stacked:
 
     def __init__(self, module: nn.Module, layout: Layout, buffer: Tensor) -> None:
         self._module, self._layout, self._buffer = module, layout, buffer
+        self._embedding = Embedding(module)
         self._leaves: tuple[int, Tensors] = (0, {})
 
     def parameters(self, k: int) -> Tensors:
@@ -84,7 +102,17 @@ class Stacked:
         """Call the loss under vmap."""
 
         def single(own_parameters: Tensors, own_batch: Batch, own: dict[str, Tensors]) -> Outcome:
-            model = Forward(lambda x: functional_call(self._module, own_parameters, (x,)), own_parameters)
+
+            def call(x: Tensor) -> Tensor:
+                logits: Tensor = functional_call(self._module, own_parameters, (x,))
+                return logits
+
+            def embed(x: Tensor) -> Tensor:
+                inner = {f"inner.{name}": each for name, each in own_parameters.items()}
+                features: Tensor = functional_call(self._embedding, inner, (x,))
+                return features
+
+            model = Forward(call, own_parameters, own_batch.noise, embed)
             return total(model, own_batch, Anchors(anchors.shared, own))
 
         lifted: Outcome = torch.vmap(single, randomness="error")(parameters, batch, anchors.own)

@@ -6,12 +6,15 @@ point group `fedcl.client_methods`.
 
 from dataclasses import dataclass
 
-from clients.gradients import Transform, agem
-from clients.losses import Draw, Regulariser, Term, ewc, lwf, si
+from clients.gradients import Transform, agem, gpm
+from clients.losses import Draw, Keeper, Regulariser, Term, ewc, lwf, prototypical, si
 from clients.losses.cross_entropy import CrossEntropy, Replay
 from clients.losses.dark import Dark
 from clients.losses.proximal import Proximal
+from fedcl.answers import Layout
+from fedcl.errors import ConfigError
 from fedcl.settings import Settings, setting
+from fedcl.subspace import Protection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +28,16 @@ class ClientMethod(Settings):
     def transforms(self) -> tuple[Transform, ...]:
         """Return the gradient transforms, first applied first."""
         return ()
+
+    def check(self, parameters: Layout) -> None:
+        """Check the settings against a model with these parameters, before a run begins.
+
+        Raises:
+            ConfigError: they do not fit.
+        """
+        for each in (*self.terms().values(), *self.transforms()):
+            if isinstance(each, Keeper):
+                each.bases(parameters)
 
     @property
     def draws(self) -> tuple[Draw, ...]:
@@ -54,7 +67,7 @@ class Frozen(ClientMethod):
 
 @dataclass(frozen=True, kw_only=True)
 class ER(ClientMethod):
-    """Experience replay (Chaudhry et al., arXiv:1902.10486): CE(x, y) + CE(x', y')."""
+    """Experience replay (Chaudhry et al., 2019, arXiv:1902.10486): CE(x, y) + CE(x', y')."""
 
     def terms(self) -> dict[str, Term]:
         """Return cross-entropy and replay."""
@@ -74,7 +87,7 @@ class DER(ClientMethod):
 
 @dataclass(frozen=True, kw_only=True)
 class DERpp(DER):
-    """DER++ (same paper): DER + beta * CE(x'', y'') of a second, independent draw."""
+    """DER++ (Buzzega et al., NeurIPS 2020, arXiv:2004.07211): DER + beta * CE(x'', y'') of an independent draw."""
 
     beta: float = setting(0.5, "weight of the replayed labels", low=0)
 
@@ -84,12 +97,44 @@ class DERpp(DER):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Prototypical(ClientMethod):
+    """Episodic training of an embedding (Snell et al., NeurIPS 2017, arXiv:1703.05175), for nearest class means."""
+
+    shots: int = setting(5, "items of a class in a batch that make its mean; the others are asked about", low=1)
+
+    def terms(self) -> dict[str, Term]:
+        """Return the prototypical loss."""
+        return {"prototypical": prototypical.Prototypical(shots=self.shots)}
+
+    def check(self, parameters: Layout) -> None:
+        """Check that the model has something to learn before its head.
+
+        Raises:
+            ConfigError: it has not.
+        """
+        if all(name.startswith("head.") for name, _ in parameters.shapes):
+            raise ConfigError(
+                "client.method = 'prototypical': it trains an embedding, and this model's features are its inputs; "
+                "set model to one with hidden layers, as mlp"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class AGEM(ClientMethod):
     """A-GEM (Chaudhry et al., ICLR 2019, arXiv:1812.00420): the gradient never points against the memory's."""
 
     def transforms(self) -> tuple[Transform, ...]:
         """Return the projection."""
         return (agem.AGEM(),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPM(Protection, ClientMethod):
+    """Gradient projection memory (Saha et al., ICLR 2021, arXiv:2103.09762), on each client for itself."""
+
+    def transforms(self) -> tuple[Transform, ...]:
+        """Return the projection."""
+        return (gpm.GPM(protection=self),)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +150,10 @@ class FedProx(ClientMethod):
 
 @dataclass(frozen=True, kw_only=True)
 class EWC(ClientMethod):
-    """Online EWC (arXiv:1612.00796, arXiv:1805.06370), on each client for itself."""
+    """Online EWC, on each client for itself.
+
+    (Kirkpatrick et al., PNAS 2017, arXiv:1612.00796; Schwarz et al., ICML 2018, arXiv:1805.06370)
+    """
 
     lam: float = setting(10.0, "weight of the penalty", low=0)
     gamma: float = setting(1.0, "what is left of the Fisher information at the next task's end", low=0, high=1)
@@ -117,7 +165,10 @@ class EWC(ClientMethod):
 
 @dataclass(frozen=True, kw_only=True)
 class FedEWC(ClientMethod):
-    """EWC with what `server.method: fedewc` sends: the global model at the last task's end and how much it matters."""
+    """EWC with what `server.method: fedewc` sends: the global model at the last task's end and how much it matters.
+
+    (Kirkpatrick et al., PNAS 2017, arXiv:1612.00796)
+    """
 
     lam: float = setting(10.0, "weight of the penalty", low=0)
 
@@ -140,7 +191,7 @@ class SI(ClientMethod):
 
 @dataclass(frozen=True, kw_only=True)
 class LwF(ClientMethod):
-    """Learning without Forgetting (Li, Hoiem, arXiv:1606.09282): a client's model of its last task is the teacher."""
+    """Learning without Forgetting (Li, Hoiem, TPAMI 2018, arXiv:1606.09282), taught by the client's last model."""
 
     alpha: float = setting(3.0, "weight of the distillation", low=0)
     temperature: float = setting(2.0, "temperature of both softmaxes", above=0)
@@ -152,7 +203,10 @@ class LwF(ClientMethod):
 
 @dataclass(frozen=True, kw_only=True)
 class FedLwF(LwF):
-    """LwF with the teacher that `server.method: fedlwf` sends: the global model when the newest task began."""
+    """LwF with the teacher that `server.method: fedlwf` sends: the global model when the newest task began.
+
+    (Li, Hoiem, TPAMI 2018, arXiv:1606.09282)
+    """
 
     def terms(self) -> dict[str, Term]:
         """Return cross-entropy and distillation."""

@@ -23,7 +23,7 @@ def record_dtype(
         real: dtype of parameters and logits ("<f4" or "<f8").
         local: whether the parameters at the end of the client's last visit are kept.
         shown: number of items for which it is kept whether a visit has shown them.
-        kept: names and lengths of what regularisers keep of the tasks that the client has left.
+        kept: names and lengths of what is kept of the tasks that the client has left (`clients.losses.Kept`).
         path: whether a regulariser needs the path of the task that it has not left yet.
     """
     fields: list[RecordField] = [("visits", "<i8", ()), ("cursor", "<i8", (tasks + 1,))]

@@ -13,14 +13,17 @@ from clients.answers.case import Case, load_weights
 from clients.curricula import Curriculum, Vanilla
 from clients.gradients import Transform
 from clients.gradients.clip import ClipNorm
-from clients.losses import Kept, Regulariser
-from clients.memories import Memory
+from clients.losses import Keeper, Kept, Regulariser
+from clients.memories import Ints, Memory
 from clients.records import record_dtype
 from clients.trainer import Stepwise, Trainer
 from clients.visits import Steps
+from fedcl import hidden, keys
 from fedcl.answers import Layout, answer_layout
 from fedcl.config import Scenario
+from fedcl.keys import Purpose
 from fedcl.models import personal_names
+from fedcl.models.dropout import Dropout
 from fedcl.orders import ConsolidateOrder, TrainOrder
 from fedcl.source import Source, source
 from fedcl.streams import Stream
@@ -33,6 +36,7 @@ class Site:
 
     scenario: Scenario
     stream: Stream
+    secret: bytes  # of this node alone; in simulation it comes from the seed
 
     @cached_property
     def device(self) -> torch.device:
@@ -91,10 +95,30 @@ class Site:
         """The loss terms that hold the model to what was learnt before."""
         return [term for term in self.scenario.client.method.terms().values() if isinstance(term, Regulariser)]
 
-    @property
-    def kept(self) -> list[Kept]:
-        """What they keep of the tasks that a client has left."""
-        return [one for each in self.regularisers for one in each.keeps]
+    @cached_property
+    def keepers(self) -> list[Keeper]:
+        """The terms and transforms for which a client keeps something of the tasks it has left."""
+        method = self.scenario.client.method
+        return [each for each in (*method.terms().values(), *method.transforms()) if isinstance(each, Keeper)]
+
+    @cached_property
+    def kept(self) -> dict[str, Layout]:
+        """What is kept for them, by name: which tensors, in a flat vector of a client's record."""
+        return {one.name: self._layout_of(one, each) for each in self.keepers for one in each.keeps}
+
+    def _layout_of(self, kept: Kept, keeper: Keeper) -> Layout:
+        if kept.of == "parameters":
+            return self.parameters
+        if kept.of == "bases":
+            return keeper.bases(self.parameters)
+        return Layout(((kept.of, (self.stream.dataset.classes,) if kept.of == "classes" else ()),))
+
+    def noise(self, clients: Ints, round: int, steps: int) -> Tensor:
+        """Return keys of what dropout drops, one a client and step (k, steps); (k, steps, 0) where nothing is."""
+        drawn = keys.key(self.scenario.seed, Purpose.DROPOUT, clients[:, None], round, np.arange(steps))
+        noise = torch.from_numpy(drawn.view(np.int64)).to(self.device)
+        drops = any(isinstance(each, Dropout) for each in self.trainer.module.modules())
+        return noise if drops else noise[..., None][..., :0]
 
     @property
     def path(self) -> bool:
@@ -139,7 +163,6 @@ class Site:
     @cached_property
     def record(self) -> np.dtype[np.void]:
         """Fields of a client's record."""
-        sizes = {"parameters": self.parameters.size, "classes": self.stream.dataset.classes}
         return record_dtype(
             tasks=len(self.stream.tasks),
             classes=self.stream.dataset.classes,
@@ -151,7 +174,7 @@ class Site:
             real="<f4" if self.dtype == torch.float32 else "<f8",
             local=self.curriculum.needs in ("L", "LG") or bool(self.kept),
             shown=int(self.stream.totals.max()) if self.memory and not isinstance(self.curriculum, Vanilla) else 0,
-            kept=[(one.name, sizes[one.of]) for one in self.kept],
+            kept=[(name, layout.size) for name, layout in self.kept.items()],
             path=self.path,
         )
 
@@ -168,7 +191,9 @@ class Site:
             data=self.trainer.data,
             items=torch.from_numpy(items.copy()).to(self.device),  # a stream from Ray's object store is read-only
             tasks=torch.from_numpy(tasks).to(self.device),
-            secret=(self.scenario.seed, client, order.round),
+            client=client,
+            round=order.round,
+            secret=self.secret,
         )
 
     @property
@@ -181,13 +206,18 @@ class Site:
         return answer_layout(statistics, self.parameters, self.scenario.server.method)
 
 
-def make_site(text: str, stream: Stream | None = None) -> Site:
-    """Make the site of a resolved configuration, on a stream that is already there or is built now."""
+def make_site(text: str, stream: Stream | None = None, secret: bytes | None = None) -> Site:
+    """Make the site of a resolved configuration, on a stream that is already there or is built now.
+
+    Args:
+        secret: the node's own; None: a simulated node's.
+    """
     torch.set_num_threads(1)  # the bits must not depend on the machine's cores; more workers use more cores
-    return Site(scenario_of(text), stream) if stream else Site(*world(text))
+    scenario, stream = (scenario_of(text), stream) if stream else world(text)
+    return Site(scenario, stream, secret or hidden.of_seed(scenario.seed))
 
 
 @lru_cache(maxsize=2)
-def site(text: str) -> Site:
+def site(text: str, secret: bytes | None = None) -> Site:
     """Return the site of a resolved configuration, built once a process."""
-    return make_site(text)
+    return make_site(text, secret=secret)

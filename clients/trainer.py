@@ -4,7 +4,7 @@ The clients of a block are in descending order of steps, so those still training
 computed for, and nothing moves in, a client that has finished. Needs torch alone (neither flwr nor ray).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -12,10 +12,14 @@ from torch import Tensor, nn
 
 from clients.gradients import Transform
 from clients.lift import Lift, Total, lift
-from clients.losses import Anchors, Batch, Forward, Items, Regulariser, Term
+from clients.losses import Anchors, Batch, Forward, Items, Keeper, Regulariser, Term
 from clients.optimizers import Optimizer
 from fedcl.answers import Layout, Tensors
+from fedcl.models import dropout
 from fedcl.source import Source
+
+# watch(steps, weights): called before the first step (0) and after every one with the weights (k, P) of those training
+Watch = Callable[[int, Tensor], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +76,10 @@ class Block:
     now: Stepwise
     draws: dict[str, Stepwise]
     capture: Capture | None
+    noise: Tensor  # (K, steps) int64 keys of what dropout drops; (K, steps, 0): nothing
     buffers: dict[str, Tensor]  # optimiser buffers (K, P)
     steps_before: Tensor  # (K,) float64 optimiser steps of earlier visits (0 unless kept)
-    own: dict[str, Tensors] = field(default_factory=dict)  # (K, ...) what regularisers keep of each client
+    own: dict[str, Tensors] = field(default_factory=dict)  # (K, ...) what is kept of each client
     anchors: dict[str, Tensors] = field(default_factory=dict)  # what the server sends for regularisers
 
 
@@ -102,6 +107,7 @@ class Trainer:
     classes: int
     personal: tuple[str, ...] = ()  # parameters that stay on the client: nothing holds them to the global model
     path: bool = False  # whether the path of the training is wanted
+    watch: Watch | None = None  # told how training goes
 
     def train(self, block: Block) -> Result:
         """Run all steps of a block of clients and return their parameters.
@@ -121,17 +127,20 @@ class Trainer:
         sums = {name: weights.new_zeros(len(weights)) for name in self.terms}
         captured = weights.new_zeros(block.capture.first[-1] if block.capture else 0, self.classes)
         path = torch.zeros_like(weights) if self.path else None
+        if self.watch:
+            self.watch(0, weights)
         for k, steps in _segments(block.counts):
             live = self.layout.views(weights[:k])
             moments = {name: self.layout.views(buffer[:k]) for name, buffer in buffers.items()}
             own = {name: {each: held[:k] for each, held in kept.items()} for name, kept in block.own.items()}
             anchors = Anchors(shared, own)
             for step in steps:
-                batch = Batch(
-                    block.now.at(step, k, self.data), {n: d.at(step, k, self.data) for n, d in block.draws.items()}
-                )
+                drawn = {name: draw.at(step, k, self.data) for name, draw in block.draws.items()}
+                batch = Batch(block.now.at(step, k, self.data), drawn, block.noise[:k, step])
                 parameters = lifted.parameters(k)
-                losses, (terms, logits) = lifted.losses(self._total(self.terms), parameters, batch, anchors)
+                losses, (terms, logits) = lifted.losses(
+                    self._total(self.terms, logits=block.capture is not None), parameters, batch, anchors
+                )
                 gradients, slope = self._gradients(lifted, losses, terms, parameters)
                 references = self._references(lifted, parameters, batch, anchors)
                 for name, term in terms.items():
@@ -145,6 +154,8 @@ class Trainer:
                     if path is not None:
                         path[:k] -= self.layout.flatten({name: slope[name] * each for name, each in change.items()})
                     torch._foreach_add_([live[name] for name in change], list(change.values()))
+                if self.watch:
+                    self.watch(step + 1, weights[:k])
         steps_done = torch.tensor(block.counts, dtype=weights.dtype, device=weights.device).clamp(min=1)
         means = {name: total / steps_done for name, total in sums.items()}
         return Result(after=weights, losses=means, logits=captured, buffers=buffers, path=path)
@@ -162,18 +173,26 @@ class Trainer:
     def _references(
         self, lifted: Lift, parameters: Tensors, batch: Batch, anchors: Anchors
     ) -> list[dict[str, Tensors]]:
-        """Return the gradients of the reference losses that each transform asks for, one more backward pass each."""
+        """Return what each transform asks for: gradients of reference losses, one more backward pass each; its own."""
 
-        def gradient(term: Term) -> Tensors:
-            total = self._total({"reference": term})
-            return _gradient(lifted, lifted.losses(total, parameters, batch, anchors)[0], parameters)
+        def gradient(name: str, term: Term) -> Tensors:
+            noise = dropout.stir(batch.noise, dropout.REFERENCE)  # not what the loss itself drops
+            losses, _ = lifted.losses(self._total({name: term}), parameters, batch._replace(noise=noise), anchors)
+            return _gradient(lifted, losses, parameters)
 
-        return [{name: gradient(term) for name, term in each.references.items()} for each in self.transforms]
+        def own(each: Transform) -> dict[str, Tensors]:
+            return {one.name: anchors.own[one.name] for one in each.keeps} if isinstance(each, Keeper) else {}
 
-    def _total(self, terms: Mapping[str, Term]) -> Total:
+        return [
+            {**{name: gradient(name, term) for name, term in each.references.items()}, **own(each)}
+            for each in self.transforms
+        ]
+
+    def _total(self, terms: Mapping[str, Term], *, logits: bool = False) -> Total:
         def total(model: Forward, batch: Batch, anchors: Anchors) -> tuple[Tensor, tuple[Tensors, Tensor]]:
             values = {name: term(model, batch, anchors) for name, term in terms.items()}
-            return torch.stack(list(values.values())).sum(), (values, model(batch.now.x))
+            wanted = model(batch.now.x) if logits else batch.now.weight[:0]
+            return torch.stack(list(values.values())).sum(), (values, wanted)
 
         return total
 

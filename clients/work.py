@@ -5,7 +5,7 @@ A pure function of the order and the records it names, so a lost or failed cohor
 
 import traceback
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -16,14 +16,17 @@ from clients import records
 from clients.block import lay, train_block
 from clients.memories import Ints, Records
 from clients.site import Site
-from fedcl.orders import ClientError, TrainOrder, TrainReply
+from fedcl.orders import ClientError, Order, TrainOrder, TrainReply
+
+Asked = TypeVar("Asked", bound=Order)
+COLUMNS = ("clients", "rows", "accepted", "oldest", "tasks", "clocks", "leaving")  # of an order: one entry a client
 
 
 class Store(Protocol):
     """Where clients' records lie between visits."""
 
     def load(self, clients: Ints, packs: list[str], rows: Ints, fresh: Records) -> Records:
-        """Return the newest records, a fresh one for a client never visited."""
+        """Return the newest records that count, a fresh one for a client never visited."""
 
     def save(self, name: str, clients: Ints, records: Records) -> str:
         """Keep new records under a name and return their checksum."""
@@ -76,12 +79,11 @@ def _persistent(site: Site, order: TrainOrder, old: Records) -> Worked:
     return replace(worked, errors=[*culprits.values(), *worked.errors])
 
 
-def pick(order: TrainOrder, rows: Ints) -> TrainOrder:
+def pick(order: Asked, rows: Ints) -> Asked:
     """Return the order for some of its clients."""
-    return replace(
-        order, clients=order.clients[rows], tasks=order.tasks[rows], clocks=order.clocks[rows], rows=order.rows[rows],
-        packs=[order.packs[row] for row in rows], leaving=order.leaving[rows] if len(order.leaving) else order.leaving,
-    )  # fmt: skip
+    columns = {name: getattr(order, name) for name in COLUMNS if len(getattr(order, name, ()))}
+    packs = [order.packs[row] for row in rows]
+    return replace(order, packs=packs, **{name: column[rows] for name, column in columns.items()})
 
 
 def work(site: Site, order: TrainOrder, old: Records) -> Worked:

@@ -105,15 +105,14 @@ def _energies(parameters: Layout, method: Any) -> Layout:
 
 
 def _sketch(parameters: Layout, method: Any) -> Layout:
-    shapes = dict(parameters.shapes)
-    names = method.protected(parameters)
-    sketches = [(f"sketch/{name}", (math.prod(shapes[name][1:]), method.width(shapes[name]))) for name in names]
+    shapes, inputs = dict(parameters.shapes), method.inputs(parameters)
+    sketches = [(f"sketch/{name}", (d, method.width(shapes[name]))) for name, d in inputs.items()]
     return Layout(tuple(sketches)) + _energies(parameters, method)
 
 
 def _gram(parameters: Layout, method: Any) -> Layout:
-    inputs = {name: math.prod(dict(parameters.shapes)[name][1:]) for name in method.protected(parameters)}
-    return Layout(tuple((f"gram/{name}", (d, d)) for name, d in inputs.items())) + _energies(parameters, method)
+    inputs = method.inputs(parameters).items()
+    return Layout(tuple((f"gram/{name}", (d, d)) for name, d in inputs)) + _energies(parameters, method)
 
 
 def _class_sums(parameters: Layout, method: Any) -> Layout:

@@ -1,12 +1,15 @@
-"""What can be chosen by name: its first docstring line and its settings, read from the parts themselves."""
+"""What can be chosen by name: what it is, its paper, needs and settings, read from the parts; what verifies it."""
 
 import inspect
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from fedcl import registry
+from fedcl.citations import identifiers, paper, uncited
 from fedcl.config import as_dict, read, scenario_names
 from fedcl.errors import ConfigError, nearest
+from fedcl.evidence import Evidence, evidence
+from fedcl.needs import needs, scenario_needs
 
 # What users ask for -> the registry's kind.
 KINDS = {
@@ -37,18 +40,25 @@ class Option:
 
 @dataclass(frozen=True)
 class Entry:
-    """One thing that can be chosen: its name, what it is in one line, its settings."""
+    """One thing that can be chosen: its name, what it is in one line, its settings.
+
+    `paper` is the short citation, "" without one; `needs` is what must be there beside it. `verified` is what speaks
+    for it: nothing where it is not verified, None where no evidence is kept of things of its kind.
+    """
 
     name: str
     about: str
     settings: tuple[Option, ...] = field(default=())
+    paper: str = ""
+    needs: tuple[str, ...] = ()
+    verified: tuple[Evidence, ...] | None = None
 
 
 def about(thing: object) -> str:
-    """Return the first line of a docstring; "" without one, or with the one that dataclasses make up."""
+    """Return the first line of a docstring, without the paper; "" without one, or if dataclasses have made it up."""
     text = (inspect.getdoc(thing) or "").strip()
     made_up = isinstance(thing, type) and text.startswith(f"{thing.__name__}(")
-    return "" if made_up or not text else text.splitlines()[0]
+    return "" if made_up or not text else uncited(text.splitlines()[0])
 
 
 def _type(annotation: Any) -> str:
@@ -68,13 +78,14 @@ def options(cls: type) -> tuple[Option, ...]:
     return tuple(found)
 
 
-def _part(kind: str, name: str) -> Entry:
+def _part(topic: str, name: str) -> Entry:
     """Describe one part; an outside package that cannot be imported is listed with the reason."""
+    kind, verified = KINDS[topic], evidence(topic, name)
     try:
         cls = registry.find(kind, name)
     except ConfigError as error:
-        return Entry(name, str(error))
-    return Entry(name, about(cls), options(cls))
+        return Entry(name, str(error), verified=verified)
+    return Entry(name, about(cls), options(cls), paper(cls), needs(kind, cls), verified)
 
 
 def _scenario(name: str, text: str) -> Entry:
@@ -84,9 +95,10 @@ def _scenario(name: str, text: str) -> Entry:
         if not line.startswith("#"):
             break
         lines.append(line.lstrip("# ").rstrip())
-    sentence = " ".join(lines).split(". ")[0].rstrip(".")
-    groups = tuple(Option(group, "group", None, f"group={group}") for group in read(name).get("groups") or {})
-    return Entry(name, sentence, groups)
+    sentence, plain = " ".join(lines).split(". ")[0].rstrip("."), read(name)
+    groups = tuple(Option(group, "group", None, f"group={group}") for group in plain.get("groups") or {})
+    papers = "; ".join(identifiers(sentence))
+    return Entry(name, sentence, groups, papers, scenario_needs(plain), evidence("scenarios", name))
 
 
 def _metrics() -> list[Entry]:
@@ -109,4 +121,4 @@ def catalogue(topic: str) -> list[Entry]:
         return _metrics()
     if topic not in KINDS:
         raise ConfigError(f"nothing to list under {topic!r}{nearest(topic, TOPICS)}")
-    return [_part(KINDS[topic], name) for name in registry.names(KINDS[topic])]
+    return [_part(topic, name) for name in registry.names(KINDS[topic])]

@@ -5,23 +5,28 @@ import os
 import shlex
 import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 import typer
+from typer.core import TyperCommand
 
 from fedcl import __version__
+from fedcl.certs import SERVER_DAYS
 from fedcl.errors import ConfigError, FederationError
 
 if TYPE_CHECKING:
     from fedcl import config
     from fedcl.api import Outcome
     from fedcl.catalogue import Entry, Option
+    from fedcl.certfolder import File
 
 OK, FAILED, USAGE, INTERRUPTED, STOPPED = 0, 1, 2, 130, 75
 RUNS = Path("runs")
+WIDTH = 100  # of what `list` tells
 
 app = typer.Typer(
     name="fedcl",
@@ -156,12 +161,27 @@ def _show(
 
 def _describe(option: "Option") -> str:
     default = "" if option.type == "group" else f" = {json.dumps(option.default, default=str)}"
-    return f"    {option.name}{default}" + (f"  {option.help}" if option.help else "")
+    return f"{option.name}{default}" + (f"  {option.help}" if option.help else "")
+
+
+def _facts(entry: "Entry") -> str:
+    """Return paper, needs and verification in a sentence; "" where there is nothing to say."""
+    kinds = ", ".join(dict.fromkeys(each.kind for each in entry.verified or ()))
+    facts = {
+        f"paper {entry.paper.replace('; ', ' and ')}": entry.paper,
+        f"needs {', '.join(entry.needs)}": entry.needs,
+        f"verified by {kinds}" if kinds else "not verified": entry.verified is not None,
+    }
+    return "; ".join(fact for fact, known in facts.items() if known)
 
 
 def _entry_lines(entry: "Entry") -> Iterable[str]:
-    yield f"  {entry.name}" + (f": {entry.about}" if entry.about else "")
-    yield from map(_describe, entry.settings)
+    """Yield the lines of an entry: name and what it is, then paper, needs and verification, then each setting."""
+    told = [entry.name + (f": {entry.about}" if entry.about else ""), _facts(entry), *map(_describe, entry.settings)]
+    lines = textwrap.TextWrapper(WIDTH, subsequent_indent=" " * 6, break_long_words=False, break_on_hyphens=False)
+    for number, text in enumerate(told):
+        lines.initial_indent = "    " if number else "  "
+        yield from lines.wrap(text)
 
 
 def _list_all() -> dict[str, list[str]]:
@@ -177,7 +197,12 @@ def _list(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> int:
-    """List what can be chosen: scenarios, datasets, server, clients, memories, models, metrics ..."""
+    """List what can be chosen: scenarios, datasets, server, clients, memories, models, metrics ...
+
+    Of each: what it is, its paper, what it needs, and what verifies it: an oracle (a closed form, a computation by hand
+    or an equivalence in a test), a figure (measured in a setting of our own), the paper (measured in its own setting).
+    --json says where each stands.
+    """
     from dataclasses import asdict
 
     from fedcl.catalogue import catalogue
@@ -264,6 +289,56 @@ def _check(
         )
         failed |= bool(result.problem)
     return FAILED if failed else OK
+
+
+class _SeveralNodes(TyperCommand):
+    """--nodes takes several names: `--nodes a b` is read as `--nodes a --nodes b`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        spread: list[str] = []
+        naming = False
+        for each in args:
+            option = each.startswith("-")
+            if naming and not option and spread[-1] != "--nodes":
+                spread.append("--nodes")
+            spread.append(each)
+            naming = each == "--nodes" if option else naming
+        return super().parse_args(ctx, spread)
+
+
+def _columns(rows: list[tuple[str, ...]]) -> Iterable[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def _cells(file: "File", folder: Path) -> tuple[str, ...]:
+    until = f"until {file.until:%Y-%m-%d}" if file.until else ""
+    return file.path.relative_to(folder).as_posix(), file.state, until, file.note
+
+
+@app.command("certs", cls=_SeveralNodes)
+def _certs(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to make or to bring up to date.")],
+    host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="HOST", help="A name or address of the SuperLink, as often as need be; localhost always."),
+    ] = None,
+    nodes: Annotated[
+        list[str] | None, typer.Option(metavar="NAME...", help="SuperNodes that need a key (after DIR).")
+    ] = None,
+    days: Annotated[int, typer.Option(help="How long a new server certificate is valid.")] = SERVER_DAYS,
+) -> int:
+    """Make the CA, server certificate and node keys of a federation over TLS, or bring them up to date.
+
+    Keys are never overwritten. The server's certificate is renewed if it is for other hosts, or ends within 30 days.
+    """
+    from fedcl.certfolder import next_step, update_folder
+
+    files = update_folder(directory, hosts=host or (), nodes=nodes or (), days=days)
+    typer.echo("\n".join(_columns([_cells(file, directory) for file in files])))
+    typer.echo(f"next: {next_step(directory, files)}")
+    return OK
 
 
 def _complain(message: object) -> None:

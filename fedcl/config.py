@@ -6,7 +6,7 @@ as one `ConfigError` sentence with the key, the value and the nearest valid choi
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from functools import cache
 from importlib import resources
@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fedcl import registry
+from fedcl.contradictions import problems
 from fedcl.errors import ConfigError, nearest
 from fedcl.settings import OutOfRange, Settings, part, setting
 
@@ -49,6 +50,9 @@ class StreamConfig(Settings):
     )
     tasks: int = setting(5, "tasks in the stream", low=1, high=10_000)
     shuffle_classes: bool = setting(False, "draw the order of the classes from the seed")
+    base_classes: int = setting(
+        0, "classes of the first task, the first of the data set; 0: as many as the others", low=0
+    )
     partition: Any = part("partitions", "iid", "who has what of each task")
     clients: int = setting(5, "clients of the federation", low=1, high=10_000_000)
     schedule: Any = part("schedules", "synchronous", "when each client is at which task")
@@ -110,6 +114,9 @@ class EvaluateConfig(Settings):
     )
     samples: int | None = setting(None, "test items a task (a keyed fixed sample); default: all", low=1)
     score: Literal["accuracy"] = setting("accuracy", "what fills the accuracy matrix")
+    trace: int = setting(
+        0, "steps of local training between measurements on the client's own test items; 0: none", low=0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -384,44 +391,12 @@ def load(scenario: str | Plain, overrides: Iterable[str] = ()) -> Scenario:
     return check(build(Scenario, plain))
 
 
-def _problems(s: Scenario) -> Iterator[str]:
-    clients, server, memory = s.stream.clients, s.server, s.client.memory
-    asked = server.clients_per_round
-    if asked is not None and asked > clients:
-        yield f"server.clients_per_round = {asked}: must be at most stream.clients = {clients}"
-    if server.min_clients > (asked or clients):
-        most = f"must be at most the {asked or clients} clients asked in a round"
-        yield f"server.min_clients = {server.min_clients}: {most}"
-    if s.client.method.draws and memory.size == 0:
-        name = registry.name_of("client_methods", s.client.method)
-        yield f"client.memory.size = 0: method {name!r} replays from a memory; set client.memory.size above 0"
-    whole = [prefix for prefix in s.model.personal if not prefix.startswith("head")]
-    if getattr(server.method, "shares", None) == "body" and whole:
-        name = registry.name_of("server_methods", server.method)
-        yield f"model.personal = {whole}: method {name!r} adds up features of one embedding, which all must share"
-    yield from _unshared(s)
-    if isinstance(s.engine.stack, int) and s.engine.stack > s.engine.cohort:
-        yield f"engine.stack = {s.engine.stack}: must be at most engine.cohort = {s.engine.cohort}"
-
-
-def _unshared(s: Scenario) -> Iterator[str]:
-    """Yield what client and server method do not give each other."""
-    client, server = s.client.method, s.server.method
-    names = registry.name_of("client_methods", client), registry.name_of("server_methods", server)
-    lacking = set(getattr(client, "reads", ())) - set(getattr(server, "offers", ()))
-    if lacking:
-        where = f"server.method = {names[1]!r}: client method {names[0]!r} needs {', '.join(sorted(lacking))}"
-        yield f"{where} of the server; set server.method to the one of its own name"
-    if getattr(server, "shares", None) == "model" and s.model.personal:
-        yield f"model.personal = {s.model.personal}: method {names[1]!r} measures the global model, which must be whole"
-
-
 def check(scenario: Scenario) -> Scenario:
     """Check what no single setting can know.
 
     Raises:
         ConfigError: two settings contradict each other.
     """
-    for problem in _problems(scenario):
+    for problem in problems(scenario):
         raise ConfigError(problem)
     return scenario

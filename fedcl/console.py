@@ -146,6 +146,8 @@ class Progress:
         self._rounds, self._personal = event["rounds"], event.get("personal", False)
         what = f"{event['clients']} clients, {event['tasks']} tasks, {event['rounds']} rounds"
         self._say(f"{event['name']}: {what}, seed {event['seed']}, {event.get('device', 'cpu')}")
+        for note in event.get("notes", ()):
+            self._errors.print(escape(f"note: {note}"), style="yellow", soft_wrap=True)
 
     def _on_round(self, event: Event) -> None:
         now = time.monotonic()

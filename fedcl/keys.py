@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 Bits = NDArray[np.uint64]
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_A, _B = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+MIX_A, MIX_B = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
 class Purpose(IntEnum):
@@ -37,11 +37,12 @@ class Purpose(IntEnum):
     SKETCH = 12
     REHEARSAL = 13
     FEATURES = 14
+    DROPOUT = 15
 
 
 def _mix(z: Bits) -> Bits:
-    z = (z ^ (z >> np.uint64(30))) * _A
-    z = (z ^ (z >> np.uint64(27))) * _B
+    z = (z ^ (z >> np.uint64(30))) * MIX_A
+    z = (z ^ (z >> np.uint64(27))) * MIX_B
     return z ^ (z >> np.uint64(31))
 
 

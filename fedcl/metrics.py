@@ -18,6 +18,11 @@ Vector = NDArray[np.float64]
 Indices = NDArray[np.int64]
 
 
+def shares(right: NDArray[np.int64], items: NDArray[np.int64]) -> list[float | None]:
+    """Return the share (n,) of right predictions among items; None where there are no items."""
+    return [c / n if n else None for c, n in zip(right.tolist(), items.tolist(), strict=True)]
+
+
 def _learnt(a: Matrix, learnt: Indices | None) -> Indices:
     if learnt is None and a.shape[0] != a.shape[1]:
         raise ValueError(f"a matrix of shape {a.shape} needs `learnt`: the row at which each task was learnt")

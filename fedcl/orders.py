@@ -12,6 +12,14 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 Array = NDArray[Any]
 
+# Of which tasks a client is measured after its own update, where a method wants that: columns of a reply's table.
+OWN_PARTS = ("base", "earlier", "mission")
+
+
+def empty() -> Ints:
+    """Return no numbers, where one a client is not needed."""
+    return np.zeros(0, np.int64)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
@@ -24,6 +32,10 @@ class Order:
     rows: Ints
     folder: str  # folder of the packs; "" = the node keeps the records itself
     weights: Array  # (P,) flat
+    # Where the node keeps them, one number a client: the last round in which the server accepted a training answer of
+    # it, 0 = never, and the same in the oldest state that the server may fall back to. Empty where a folder is shared.
+    accepted: Ints = field(default_factory=empty)
+    oldest: Ints = field(default_factory=empty)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +47,12 @@ class TrainOrder(Order):
     shared: dict[str, Array] = field(default_factory=dict)
     statistics: list[str] = field(default_factory=lambda: ["delta"])  # what to answer
     # 1: the statistics of the client's task are wanted too, 0: zeros in their place; empty: nobody's are
-    leaving: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    leaving: Ints = field(default_factory=empty)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraceOrder(TrainOrder):
+    """Train as the same TrainOrder would, measure on the way, and keep nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +69,14 @@ class EvaluateOrder(Order):
     """Measure accuracy on each client's own test items of every task."""
 
     classifier: dict[str, Array] = field(default_factory=dict)  # how to predict; empty: by the model's logits
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreOrder(Order):
+    """Measure the loss of the given weights on what each client would train on next; nothing is trained."""
+
+    tasks: Ints  # as in a TrainOrder
+    clocks: Ints
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,3 +121,21 @@ class EvaluateReply(Reply):
 
     correct: Ints  # (clients, tasks)
     items: Ints  # (clients, tasks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreReply(Reply):
+    """How hard each client's training data is for the given weights."""
+
+    losses: Array  # (clients,) sum of the cross-entropies
+    counts: Ints  # (clients,) training items
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraceReply(Reply):
+    """Counts on the clients' own test items on the way through a visit, one client's points behind another's."""
+
+    points: Ints  # (clients,) measurements of each client, p
+    items: Ints  # (clients, tasks) test items of the tasks that the client has met, 0 for the others
+    steps: Ints  # (sum of p,) steps of the visit done by then
+    right: Ints  # (sum of p, tasks) right predictions

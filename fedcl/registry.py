@@ -18,6 +18,8 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "mnist": "fedcl.streams.idx:MNIST",
         "fashion-mnist": "fedcl.streams.idx:FashionMNIST",
         "idx": "fedcl.streams.idx:IDX",
+        "omniglot": "fedcl.streams.omniglot:Omniglot",
+        "folder": "fedcl.streams.folder:Folder",
     },
     "partitions": {
         "iid": "fedcl.streams.partition:IID",
@@ -33,6 +35,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "linear": "fedcl.models.dense:Linear",
         "mlp": "fedcl.models.dense:MLP",
         "cnn": "fedcl.models.conv:CNN",
+        "conv4": "fedcl.models.conv:Conv4",
         "resnet18": "fedcl.models.conv:ResNet18",
     },
     "client_methods": {
@@ -47,7 +50,9 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "fedewc": "clients.methods:FedEWC",
         "fedlwf": "clients.methods:FedLwF",
         "agem": "clients.methods:AGEM",
+        "gpm": "clients.methods:GPM",
         "fedprox": "clients.methods:FedProx",
+        "prototypical": "clients.methods:Prototypical",
     },
     "memories": {
         "reservoir": "clients.memories.reservoir:Reservoir",
@@ -59,6 +64,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "anti": "clients.curricula.sample:Anti",
         "rand": "clients.curricula.sample:Rand",
         "cyclical": "clients.curricula.cyclical:Cyclical",
+        "episodes": "clients.curricula.episodes:Episodes",
     },
     "optimizers": {"sgd": "clients.optimizers:SGD", "adam": "clients.optimizers:Adam"},
     "server_methods": {
@@ -75,7 +81,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "fedavgm": "server.optimizers:FedAvgM",
         "fedadam": "server.optimizers:FedAdam",
     },
-    "selections": {"uniform": "server.selection:Uniform"},
+    "selections": {"uniform": "server.selection:Uniform", "curriculum": "server.selection:Curriculum"},
 }
 # The key that chooses within a part, as users write it: partition: {kind: dirichlet}, model: {name: mlp}.
 CHOOSER = {"partitions": "kind", "schedules": "kind", "memories": "policy", "curricula": "order"}

@@ -8,17 +8,15 @@ A client's own figures are measured on its own test items at its own task ends, 
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedcl import metrics
-from fedcl.metrics import Indices, Matrix
+from fedcl.log import Event, Log, accuracies, collect, table
 
-Event = dict[str, Any]
 SCHEMA = 1
 WINDOW = 10  # evaluation points in the window of wf10 and wp10
 FEW_CLIENTS = 100  # up to here every client's own matrix is kept
@@ -30,130 +28,10 @@ END_FIGURES = (
     *("aia", "forgetting", "bwt", "fwt", "plasticity", "first_minus_last"),
     *("intransigence", "pm", "min_acc", "wc_acc"),
 )
+TRACE_FIGURES = ("min_acc", "wc_acc", "wf", "wp")
 FIGURES = ("acc", *END_FIGURES, "a_auc", "wf10", "wp10")
 # Figures that compare two moments: with one end of tasks (or all in one round) there is nothing to compare.
 COMPARING = ("forgetting", "bwt", "fwt", "first_minus_last", "pm", "min_acc")
-
-
-@dataclass(frozen=True)
-class Ends:
-    """What was known at the ends of tasks, of the global model or of one client.
-
-    Attributes:
-        tasks: columns: task ids in the order in which they first ended.
-        rounds: the round of each row.
-        ended: the task that ended at each row. A task that comes back has a row for each of its ends, and one column.
-        matrix: (rows, columns) accuracies, NaN where unknown.
-    """
-
-    tasks: list[int]
-    rounds: list[int]
-    ended: list[int]
-    matrix: Matrix
-
-    @cached_property
-    def moments(self) -> tuple[Matrix, Indices]:
-        """One row for each round in which tasks ended, and for each column the row at which it was first learnt."""
-        rounds, last = np.unique(self.rounds[::-1], return_index=True)
-        first = [self.rounds[self.ended.index(task)] for task in self.tasks]
-        return self.matrix[::-1][last], np.searchsorted(rounds, first)
-
-    def known(self) -> "Ends":
-        """Leave out the columns of tasks that have no test item at all (never an accuracy); every row stays."""
-        some = np.flatnonzero(~np.isnan(self.matrix).all(axis=0))
-        return Ends([self.tasks[i] for i in some], self.rounds, self.ended, self.matrix[:, some])
-
-
-def _accuracies(values: Sequence[float | None] | None) -> list[float] | None:
-    return None if values is None else [math.nan if value is None else float(value) for value in values]
-
-
-def _table(rows: Sequence[Any]) -> Matrix:
-    return np.array(rows, np.float64).reshape(len(rows), len(rows[0]) if rows else 0)
-
-
-def _ends(records: Iterable[tuple[int, int, list[float] | None]]) -> Ends:
-    """Build `Ends` from (round, task, accuracy on every task or None) in order; unknown accuracies leave no row."""
-    rows = [(round, task, accuracy) for round, task, accuracy in records if accuracy is not None]
-    tasks = list(dict.fromkeys(task for _, task, _ in rows))
-    matrix = _table([[accuracy[task] for task in tasks] for _, _, accuracy in rows])
-    return Ends(tasks, [row[0] for row in rows], [row[1] for row in rows], matrix)
-
-
-@dataclass(frozen=True)
-class Log:
-    """The events of a run, one record a round (a round that was repeated after a resume counts once, its last time)."""
-
-    start: Event = field(default_factory=dict)
-    end: Event = field(default_factory=dict)
-    rounds: dict[int, Event] = field(default_factory=dict)
-    evaluations: dict[int, Event] = field(default_factory=dict)
-    checkpoints: dict[int, Event] = field(default_factory=dict)
-    consolidations: dict[int, Event] = field(default_factory=dict)
-    task_ends: dict[tuple[int, int], list[float] | None] = field(default_factory=dict)
-    client_ends: dict[tuple[int, int], tuple[int, list[float] | None]] = field(default_factory=dict)
-    errors: list[Event] = field(default_factory=list)
-
-    @property
-    def status(self) -> str:
-        """Return what the end event says; "running" without one, or when the run went on after it."""
-        return str(self.end.get("status", "finished")) if self.end else "running"
-
-    @property
-    def last_round(self) -> int:
-        """Return the last round whose answers were aggregated, 0 for none."""
-        return max(self.rounds, default=0)
-
-    @cached_property
-    def trained(self) -> set[int]:
-        """Task ids that some client has trained on."""
-        return {task for event in self.rounds.values() for task in event.get("tasks", ()) if task >= 0}
-
-    @cached_property
-    def ends(self) -> Ends:
-        """The global model at the ends of tasks."""
-        return _ends((round, task, accuracy) for (round, task), accuracy in sorted(self.task_ends.items()))
-
-    @cached_property
-    def clients(self) -> dict[int, Ends]:
-        """Each client at its own task ends, on its own test items."""
-        own: dict[int, list[tuple[int, int, list[float] | None]]] = {}
-        for (round, client), (task, accuracy) in sorted(self.client_ends.items()):
-            own.setdefault(client, []).append((round, task, accuracy))
-        return {client: _ends(records) for client, records in sorted(own.items())}
-
-    @cached_property
-    def series(self) -> tuple[list[int], Matrix]:
-        """The rounds at which the global model was evaluated, and its accuracies (points, tasks)."""
-        points = {round: accuracy for (round, _), accuracy in self.task_ends.items()}
-        points |= {round: _accuracies(event["accuracy"]) for round, event in self.evaluations.items()}
-        known = {round: points[round] for round in sorted(points) if points[round] is not None}
-        return list(known), _table(list(known.values()))
-
-
-def collect(events: Iterable[Event]) -> Log:
-    """Sort events into a `Log`. Unknown kinds of events are left out."""
-    by_round = ("rounds", "evaluations", "checkpoints", "consolidations")
-    log: dict[str, Any] = {"start": {}, "end": {}, **{name: {} for name in by_round}}
-    task_ends: dict[tuple[int, int], list[float] | None] = {}
-    client_ends: dict[tuple[int, int], tuple[int, list[float] | None]] = {}
-    errors = []
-    for event in events:
-        kind = event.get("event")
-        if kind in ("start", "end"):
-            log[kind] = event
-        elif kind in ("round", "evaluation", "checkpoint", "consolidation"):
-            log[f"{kind}s"][event["round"]] = event
-        elif kind == "task_end":
-            task_ends |= {(event["round"], task): _accuracies(event["accuracy"]) for task in event["tasks"]}
-        elif kind == "client_task_end":
-            for client, task, accuracy in zip(event["clients"], event["tasks"], event["accuracy"], strict=True):
-                client_ends[event["round"], client] = task, _accuracies(accuracy)
-        elif kind == "client_error":
-            errors.append(event)
-        if kind in ("start", "round"):
-            log["end"] = {}  # the run was resumed
-    return Log(**log, task_ends=task_ends, client_ends=client_ends, errors=errors)
 
 
 def _end_figures(log: Log) -> dict[str, float]:
@@ -182,7 +60,7 @@ def _series_figures(log: Log) -> dict[str, float]:
     points, series = log.series
     tasks, every = sorted(log.trained), log.start.get("evaluation_every") or 0
     even = [i for i, round in enumerate(points) if every and round and round % every == 0 and round in log.evaluations]
-    seen = _table([log.evaluations[points[i]]["started"] for i in even]).astype(bool)
+    seen = table([log.evaluations[points[i]]["started"] for i in even]).astype(bool)
     return {
         "a_auc": metrics.a_auc(series[even], seen),
         "wf10": metrics.wf(series[:, tasks], WINDOW),
@@ -247,6 +125,55 @@ def client_figures(log: Log) -> dict[str, dict[int, float]]:
     return {name: {c: v for c, v in values.items() if not math.isnan(v)} for name, values in figures.items()}
 
 
+def trace_figures(log: Log) -> dict[str, dict[int, float]]:
+    """Return the figures of stability inside local training, each client's own, clients where one is unknown left out.
+
+    A client's measurements make one series, visit behind visit; a task is learnt at the last one of the client's first
+    stretch of visits to it. Tasks without a test item of the client's own are left out.
+    """
+    own: dict[int, list[Event]] = {}
+    for (_, client), event in sorted(log.traces.items()):
+        own.setdefault(client, []).append(event)
+    figures: dict[str, dict[int, float]] = {name: {} for name in TRACE_FIGURES}
+    for client, events in own.items():
+        for name, value in _trace_of(events).items():
+            figures[name][client] = value
+    return {name: {c: v for c, v in values.items() if not math.isnan(v)} for name, values in figures.items()}
+
+
+def _trace_of(events: Sequence[Event]) -> dict[str, float]:
+    """Return one client's figures of its traces in order."""
+    series = table([accuracies(point) for event in events for point in event["accuracy"]])
+    tasks, ends = [event["task"] for event in events], np.cumsum([len(event["accuracy"]) for event in events]) - 1
+    learnt: dict[int, int] = {}
+    for task, after, end in zip(tasks, [*tasks[1:], None], ends.tolist(), strict=True):
+        if task != after and not math.isnan(series[end, task]):
+            learnt.setdefault(task, end)
+    columns, at = series[:, list(learnt)], np.array(list(learnt.values()), np.int64)
+    known = [column[~np.isnan(column)][:, None] for column in columns.T]
+    return {
+        "min_acc": metrics.min_acc(columns, at),
+        "wc_acc": metrics.wc_acc(columns, at),
+        "wf": float(np.mean([metrics.wf(each, WINDOW) for each in known])) if known else math.nan,
+        "wp": float(np.mean([metrics.wp(each, WINDOW) for each in known])) if known else math.nan,
+    }
+
+
+def _traces(log: Log, every: int, absent: dict[str, str]) -> dict[str, Any]:
+    """Return the means over the watched clients; add reasons to `absent`."""
+    found: dict[str, Any] = {
+        "every_steps": every,
+        "window": WINDOW,
+        "clients": len({client for _, client in log.traces}),
+    }
+    for name, values in trace_figures(log).items():
+        found[name] = sum(values.values()) / len(values) if values else None
+        if not values:
+            unmet = "no client was traced that has test items" if name != "min_acc" else "no traced client left a task"
+            absent[f"clients.trace.{name}"] = JOINT if log.start.get("joint") else unmet
+    return found
+
+
 def _plain(values: NDArray[Any]) -> list[Any]:
     """Return an array as nested lists with None for NaN, as JSON has no NaN."""
     return [_plain(each) for each in values] if values.ndim > 1 else [_number(float(v)) for v in values]
@@ -256,7 +183,7 @@ def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _clients(log: Log, absent: dict[str, str]) -> dict[str, Any]:
+def _clients(log: Log, trace: int, absent: dict[str, str]) -> dict[str, Any]:
     """Return the spread of the clients' own figures and, of few clients, their matrices; add reasons to `absent`."""
     result: dict[str, Any] = {}
     for name, values in client_figures(log).items():
@@ -267,10 +194,23 @@ def _clients(log: Log, absent: dict[str, str]) -> dict[str, Any]:
         result[name] = None if reason else asdict(spread)
         if reason:
             absent[f"clients.{name}"] = reason
+    if log.locals:
+        result["local"] = _after_own_updates(log)
+    if trace:
+        result["trace"] = _traces(log, trace, absent)
     if log.start.get("clients", 0) <= FEW_CLIENTS:
         own = {str(client): {"tasks": ends.tasks, "ended": ends.ended} for client, ends in log.clients.items()}
         result["matrices"] = {c: {**own[c], "matrix": _plain(log.clients[int(c)].matrix)} for c in own}
     return result
+
+
+def _after_own_updates(log: Log) -> dict[str, float | None]:
+    """Return the mean accuracy of clients after their own updates on base, earlier and new classes."""
+    found: dict[str, list[float]] = {}
+    for event in log.locals.values():
+        for part, values in event["accuracy"].items():
+            found.setdefault(part, []).extend(value for value in values if value is not None)
+    return {part: sum(values) / len(values) if values else None for part, values in found.items()}
 
 
 def _cost(log: Log) -> dict[str, Any]:
@@ -283,8 +223,8 @@ def _cost(log: Log) -> dict[str, Any]:
         "rounds": len(rounds),
         "client_updates": updates,
         "steps": total("steps", rounds),
-        "bytes_up": total("bytes_up", [*rounds, *log.consolidations.values()]),
-        "bytes_down": total("bytes_down", rounds),
+        "bytes_up": total("bytes_up", [*rounds, *log.consolidations.values(), *log.scores.values()]),
+        "bytes_down": total("bytes_down", [*rounds, *log.scores.values()]),
         "seconds": seconds,
         "updates_per_second": updates / seconds if seconds > 0 else None,
         "evaluation_seconds": float(total("seconds", log.evaluations.values())),
@@ -330,7 +270,7 @@ def summarise(config: dict[str, Any], events: Iterable[Event]) -> dict[str, Any]
         "accuracy_matrix": None if matrix_absent else _plain(log.ends.matrix),
         "task_order": log.ends.tasks,
         "task_end_rounds": log.ends.rounds,
-        "clients": _clients(log, absent),
+        "clients": _clients(log, config.get("evaluate", {}).get("trace", 0), absent),
         "evaluation_every": log.start.get("evaluation_every"),
         "cost": _cost(log),
         **_hashes(log, absent),

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import yaml
 
-from fedcl import config
+from fedcl import config, registry
 from fedcl.answers import Tensors
 from fedcl.config import Scenario
 from fedcl.engine.choice import resolve
@@ -91,8 +91,15 @@ def start_event(scenario: Scenario, stream: Stream) -> dict[str, Any]:
         "rounds": stream.timeline.rounds, "joint": scenario.stream.joint, "personal": bool(scenario.model.personal),
         "evaluation_every": scenario.evaluate.every, "device": device_name(scenario.engine.device),
         "stack": scenario.engine.stack, "cohort": scenario.engine.cohort, "versions": versions(),
-        "task_classes": [list(task.classes) for task in stream.tasks],
+        "task_classes": [list(task.classes) for task in stream.tasks], "orders": orders(scenario),
+        "notes": list(stream.dataset.notes),
     }  # fmt: skip
+
+
+def orders(scenario: Scenario) -> list[str]:
+    """Return in which order the curricula of a scenario show items and ask clients."""
+    within = registry.name_of("curricula", scenario.client.curriculum)
+    return [within, str(getattr(scenario.server.selection, "order", "uniform"))]
 
 
 def finish(folder: Path, weights: Tensors, classifier: Tensors, plain: dict[str, Any]) -> None:

@@ -25,16 +25,19 @@ from fedcl.orders import (
     Ints,
     Order,
     Reply,
+    ScoreOrder,
+    ScoreReply,
+    TraceOrder,
+    TraceReply,
     TrainOrder,
     TrainReply,
 )
 
 RAW = "fedcl.raw"
 DTYPES = ("float32", "float64", "int64", "int32", "bool")
-KINDS: dict[str, type] = {
-    each.__name__: each
-    for each in (TrainOrder, ConsolidateOrder, EvaluateOrder, TrainReply, ConsolidateReply, EvaluateReply)
-}
+ORDERS = (TrainOrder, ConsolidateOrder, EvaluateOrder, ScoreOrder, TraceOrder)
+REPLIES = (TrainReply, ConsolidateReply, EvaluateReply, ScoreReply, TraceReply)
+KINDS: dict[str, type] = {each.__name__: each for each in (*ORDERS, *REPLIES)}
 
 
 class BadMessage(FederationError):
@@ -180,17 +183,30 @@ def _check(message: Any) -> None:
         if not SOUND[each.type](getattr(message, each.name)):
             raise BadMessage(f"{each.name!r} of a {type(message).__name__} is not what it should be")
     n = len(message.clients)
-    for name in ("tasks", "clocks", "rows", "packs", "correct", "items"):
+    for name in ("tasks", "clocks", "rows", "packs", "correct", "items", "losses", "counts", "points"):
         if hasattr(message, name) and len(getattr(message, name)) != n:
             raise BadMessage(f"{name!r} has {len(getattr(message, name))} entries for {n} clients")
-    if len(getattr(message, "leaving", ())) not in (0, n):
-        raise BadMessage(f"'leaving' has {len(message.leaving)} entries for {n} clients")
+    for name in ("leaving", "accepted", "oldest"):
+        if len(getattr(message, name, ())) not in (0, n):
+            raise BadMessage(f"{name!r} has {len(getattr(message, name))} entries for {n} clients")
     for name, array in vars(message).items():
-        if isinstance(array, np.ndarray) and array.ndim != 1 + (name in ("correct", "items")):
+        if isinstance(array, np.ndarray) and array.ndim != 1 + (name in ("correct", "items", "right")):
             raise BadMessage(f"{name!r} has shape {array.shape} for {n} clients")
+    if isinstance(message, Order):
+        _check_rounds(message)
+    if isinstance(message, TraceReply) and not len(message.steps) == len(message.right) == message.points.sum():
+        raise BadMessage(f"'steps' and 'right' have {len(message.steps)} and {len(message.right)} entries")
     for name, column in getattr(message, "table", {}).items():
         if column.shape != (n,):
             raise BadMessage(f"column {name!r} has shape {column.shape} for {n} clients")
+
+
+def _check_rounds(order: Order) -> None:
+    """Check the rounds by which a node finds its clients' records."""
+    if len(order.accepted) != len(order.oldest):
+        raise BadMessage(f"'accepted' has {len(order.accepted)} entries, 'oldest' {len(order.oldest)}")
+    if (order.oldest < 0).any() or (order.oldest > order.accepted).any():
+        raise BadMessage("'oldest' must lie between 0 and 'accepted' for every client")
 
 
 def hello(clients: NDArray[np.int64]) -> RecordDict:

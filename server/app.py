@@ -12,7 +12,9 @@ from fedcl.streams import empty_cells
 from server.consolidation import consolidate
 from server.evaluation import evaluate, measured
 from server.federation import Federation
+from server.scoring import score
 from server.state import State
+from server.tracing import trace
 from server.training import train
 
 app = ServerApp()
@@ -50,10 +52,14 @@ def opening(federation: Federation) -> State:
 
 
 def one_round(federation: Federation, state: State, round: int) -> State:
-    """Select, plan, train; aggregate, optimise, project; consolidate; evaluate."""
+    """Score, select, plan, train; aggregate, optimise, project; consolidate; evaluate."""
     server = federation.scenario.server
     before = federation.begin_tasks(state, round)
-    cohorts = federation.plan(before, round)
+    there = federation.there(before, round)
+    before = score(federation, before, round, there)
+    chosen, before = federation.select(before, round, there)
+    cohorts = federation.plan(before, round, chosen)
+    trace(federation, before, round, cohorts)
     riding = federation.riding(before, round, cohorts)
     total, state = train(federation, before, round, cohorts, riding)
     if total is not None:

@@ -6,15 +6,15 @@ statistic is counted exactly once for every client and task.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import Message
 
-from fedcl import wire
 from fedcl.answers import Answer, Layout, refusal
-from fedcl.orders import ClientError, ConsolidateOrder, ConsolidateReply, Ints
-from server.exchange import exchange, silence
+from fedcl.metrics import shares
+from fedcl.orders import OWN_PARTS, ConsolidateOrder, ConsolidateReply, Ints
 from server.federation import Federation
 from server.methods import ServerMethod
 from server.state import State
@@ -36,23 +36,37 @@ def consolidate(
     if wanted == "nothing":
         return None, state
     layout, pending, counted = federation.answer(method.task_answers), state.pending.copy(), state.counted.copy()
-    total, answered = torch.zeros(layout.size, dtype=torch.float64), 0
+    total, answered, measured = torch.zeros(layout.size, dtype=torch.float64), 0, []
     for clients, tasks in _waves(pending & federation.roster.reachable[:, None]):
-        parts = federation.cohorts(clients)
-        messages = [_message(federation, state, round, n, clients[p], tasks[p]) for n, p in enumerate(parts)]
-        replies = exchange(federation.grid, messages, federation.scenario.server.deadline, federation.stop)
-        for part, message in zip(parts, replies, strict=True):
-            reply = _accepted(federation, state, layout, round, clients[part], message)
-            if reply is not None:
-                total += torch.from_numpy(reply.total.copy())
-                answered += len(reply.clients)
-                came = reply.clients, tasks[part][np.searchsorted(clients[part], reply.clients)]
-                pending[came], counted[came] = False, True
+        orders = _orders(federation, state, round, clients, tasks)
+        refused = partial(_refused, federation, state, layout)
+        for order, reply in federation.ask("query.consolidate", orders, state, ConsolidateReply, refused):
+            total += torch.from_numpy(reply.total.copy())
+            answered += len(reply.clients)
+            came = reply.clients, order.tasks[np.searchsorted(order.clients, reply.clients)]
+            measured.append((*came, reply.table))
+            pending[came], counted[came] = False, True
     if answered:
         size = layout.size * total.element_size() * answered
         event = {"event": "consolidation", "round": round, "clients": answered, "pending": int(pending.sum())}
         federation.journal.write({**event, "bytes_up": size})
+        _report_clients(federation, round, measured)
     return (Answer(layout, total) if answered else None), replace(state, pending=pending, counted=counted)
+
+
+def _report_clients(federation: Federation, round: int, measured: Sequence[tuple[Ints, Ints, dict[str, Any]]]) -> None:
+    """Write down what clients could do after their own update, if they were measured."""
+    parts = [(clients, tasks, table) for clients, tasks, table in measured if "correct/mission" in table]
+    if not parts:
+        return
+    accuracy = {}
+    for name in OWN_PARTS:
+        right, items = (np.concatenate([t[f"{what}/{name}"] for _, _, t in parts]) for what in ("correct", "items"))
+        accuracy[name] = shares(right, items)
+    clients, tasks = (np.concatenate([part[at] for part in parts]).tolist() for at in (0, 1))
+    federation.journal.write(
+        {"event": "local", "round": round, "clients": clients, "tasks": tasks, "accuracy": accuracy}
+    )
 
 
 def _with_due(
@@ -77,46 +91,35 @@ def _waves(pending: np.ndarray) -> list[tuple[Ints, Ints]]:
     return [(clients[nth == n], tasks[nth == n]) for n in range(int(nth.max(initial=-1)) + 1)]
 
 
-def _message(federation: Federation, state: State, round: int, number: int, clients: Ints, tasks: Ints) -> Message:
+def _orders(federation: Federation, state: State, round: int, clients: Ints, tasks: Ints) -> list[ConsolidateOrder]:
+    """Return one order a cohort."""
     method = federation.scenario.server.method
-    packs, rows, folder = federation.records(state, clients)
-    order = ConsolidateOrder(
-        round=round, cohort=number, clients=clients, tasks=tasks, packs=packs, rows=rows, folder=folder,
-        weights=np.zeros(0, np.float32), statistics=list(method.task_answers),
-        shared={name: each.numpy() for name, each in method.task_shared(state.method).items()},
-    )  # fmt: skip
-    node = federation.roster.ids[federation.roster.nodes[clients[0]]]
-    content = wire.encode(order, federation.pack_weights(state), config=federation.text)
-    return Message(content, node, "query.consolidate")
-
-
-def _accepted(
-    federation: Federation, state: State, layout: Layout, round: int, clients: Ints, message: Message | None
-) -> ConsolidateReply | None:
-    """Return the reply if it can be added up; else log an error for each of its clients."""
-    problem, traceback = "", ""
-    if message is None or message.has_error():
-        problem, traceback = silence(message)
-    else:
-        try:
-            reply: ConsolidateReply = wire.decode(message.content)
-            fits = isinstance(reply, ConsolidateReply) and bool(np.isin(reply.clients, clients).all())
-            distinct = fits and len(np.unique(reply.clients)) == len(reply.clients)
-            refused = _refused(federation, state, layout, reply) if distinct else "it does not fit the order"
-            if refused is None:
-                for error in reply.errors:
-                    federation.client_error(round, error)
-                return reply
-            problem = f"statistics refused: {refused}"
-        except wire.BadMessage as error:
-            problem = str(error)
-    for client in clients.tolist():
-        federation.client_error(round, ClientError(client=client, error=problem, traceback=traceback))
-    return None
+    shared = {name: each.numpy() for name, each in method.task_shared(state.method).items()}
+    return [
+        ConsolidateOrder(
+            round=round, cohort=number, clients=clients[rows], tasks=tasks[rows],
+            **federation.records(state, clients[rows]), weights=np.zeros(0, np.float32),
+            statistics=list(method.task_answers), shared=shared,
+        )
+        for number, rows in enumerate(federation.cohorts(clients))
+    ]  # fmt: skip
 
 
 def _refused(federation: Federation, state: State, layout: Layout, reply: ConsolidateReply) -> str | None:
     """Return why the sum of a reply cannot be taken, None if it can."""
     total = torch.from_numpy(reply.total.copy())
     method: ServerMethod = federation.scenario.server.method
-    return refusal(layout, total) or method.task_problem(state.weights, Answer(layout, total))
+    problem = refusal(layout, total) or method.task_problem(state.weights, Answer(layout, total))
+    return problem or _miscounted(reply.table)
+
+
+def _miscounted(table: dict[str, Any]) -> str | None:
+    """Return why what clients say of their own accuracy cannot be; None: it can, or they say nothing."""
+    names = [(f"correct/{part}", f"items/{part}") for part in OWN_PARTS]
+    known = [name for pair in names for name in pair if name in table]
+    if not known:
+        return None
+    if len(known) < 2 * len(names) or any(table[name].dtype != np.int64 for name in known):
+        return "what the clients say of their own accuracy is not complete"
+    wrong = any(((table[right] < 0) | (table[right] > table[items])).any() for right, items in names)
+    return "right predictions that cannot be" if wrong else None

@@ -6,12 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from flwr.app import Message
 
-from fedcl import wire
-from fedcl.orders import ClientError, EvaluateOrder, EvaluateReply, Ints
-from fedcl.source import sample
-from server.exchange import exchange, silence
+from fedcl.metrics import shares
+from fedcl.orders import EvaluateOrder, EvaluateReply, Ints
 from server.federation import Federation, round_to
 from server.state import State
 
@@ -49,22 +46,15 @@ def measured(federation: Federation, state: State, round: int) -> dict[str, Any]
 
 def _evaluate_leavers(federation: Federation, state: State, round: int, leavers: tuple[Ints, Ints]) -> None:
     """Ask the clients that left a task for the accuracy on their own test items of every task."""
-    settings = federation.scenario.evaluate
-    everyone = np.arange(federation.scenario.stream.clients)
-    watched = sample(everyone, settings.clients, federation.scenario.seed)
-    kept = np.isin(leavers[0], watched) & federation.roster.reachable[leavers[0]]
-    clients, tasks = leavers[0][kept], leavers[1][kept]
+    kept = np.isin(leavers[0], federation.watched) & federation.roster.reachable[leavers[0]]
+    clients, tasks, width = leavers[0][kept], leavers[1][kept], len(federation.stream.tasks)
     if not len(clients):
         return
-    parts = [clients[rows] for rows in federation.cohorts(clients)]
-    messages = _messages(federation, state, round, parts)
     found: dict[int, list[float | None]] = {}
-    replies = exchange(federation.grid, messages, federation.scenario.server.deadline, federation.stop)
-    for part, message in zip(parts, replies, strict=True):
-        reply = _reply(federation, round, part, message)
-        if reply is not None:
-            for client, correct, items in zip(reply.clients, reply.correct.tolist(), reply.items.tolist(), strict=True):
-                found[int(client)] = [c / n if n else None for c, n in zip(correct, items, strict=True)]
+    orders = _orders(federation, state, round, clients)
+    for _, reply in federation.ask("evaluate", orders, state, EvaluateReply, lambda each: _problem(each, width)):
+        for client, right, items in zip(reply.clients, reply.correct, reply.items, strict=True):
+            found[int(client)] = shares(right, items)
     rows = [row for row, client in enumerate(clients.tolist()) if client in found]
     federation.journal.write({
         "event": "client_task_end", "round": round, "clients": clients[rows].tolist(), "tasks": tasks[rows].tolist(),
@@ -72,35 +62,21 @@ def _evaluate_leavers(federation: Federation, state: State, round: int, leavers:
     })  # fmt: skip
 
 
-def _messages(federation: Federation, state: State, round: int, parts: Sequence[Ints]) -> list[Message]:
-    weights, messages = federation.pack_weights(state), []
+def _orders(federation: Federation, state: State, round: int, clients: Ints) -> list[EvaluateOrder]:
+    """Return one order a cohort."""
     classifier = {name: each.numpy() for name, each in federation.classifier(state).items()}
-    for number, clients in enumerate(parts):
-        packs, rows, folder = federation.records(state, clients)
-        order = EvaluateOrder(
-            round=round, cohort=number, clients=clients, packs=packs, rows=rows, folder=folder,
+    return [
+        EvaluateOrder(
+            round=round, cohort=number, clients=clients[rows], **federation.records(state, clients[rows]),
             weights=np.zeros(0, np.float32), classifier=classifier,
-        )  # fmt: skip
-        node = federation.roster.ids[federation.roster.nodes[clients[0]]]
-        messages.append(Message(wire.encode(order, weights, config=federation.text), node, "evaluate"))
-    return messages
+        )
+        for number, rows in enumerate(federation.cohorts(clients))
+    ]  # fmt: skip
 
 
-def _reply(federation: Federation, round: int, clients: Ints, message: Message | None) -> EvaluateReply | None:
-    """Return the reply if it fits what was asked; else log an error for each client."""
-    problem, traceback = "", ""
-    if message is None or message.has_error():
-        problem, traceback = silence(message)
-    else:
-        try:
-            reply: EvaluateReply = wire.decode(message.content)
-            shape = (len(clients), len(federation.stream.tasks))
-            fits = isinstance(reply, EvaluateReply) and reply.correct.shape == shape and reply.items.shape == shape
-            if fits and (reply.clients == clients).all() and (reply.correct <= reply.items).all():
-                return reply
-            problem = "the answer does not fit what was asked"
-        except wire.BadMessage as error:
-            problem = str(error)
-    for client in clients.tolist():
-        federation.client_error(round, ClientError(client=client, error=problem, traceback=traceback))
-    return None
+def _problem(reply: EvaluateReply, tasks: int) -> str | None:
+    """Return why counts cannot be, None if they can."""
+    if reply.correct.shape[1] != tasks or reply.items.shape[1] != tasks:
+        return f"it does not have {tasks} tasks"
+    wrong = ((reply.correct < 0) | (reply.correct > reply.items)).any()
+    return "right predictions that cannot be" if wrong else None

@@ -1,17 +1,19 @@
 """Messages out, replies in, in the order of the cohorts, one at a time, so that sums are formed while others train."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
-from flwr.app import Message
+from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 
 from fedcl import wire
 from fedcl.interrupt import StopRequest
-from fedcl.orders import Ints
+from fedcl.orders import ClientError, Ints, Order, Reply
 
+R = TypeVar("R", bound=Reply)
 POLL = 0.1  # seconds between looks at a grid that does not wait by itself
 
 
@@ -59,6 +61,45 @@ def silence(message: Message | None) -> tuple[str, str]:
         return "no answer within server.deadline", ""
     reason = message.error.reason or ""
     return (reason.strip().splitlines() or ["no reason given"])[-1], reason
+
+
+def post(kind: str, order: Order, node: int, weights: ArrayRecord, config: str) -> Message:
+    """Return an order as the message of a kind to a node, by Flower's id; messages of an exchange share the weights."""
+    return Message(wire.encode(order, weights, config=config), node, kind)
+
+
+def taken(
+    message: Message | None, order: Order, kind: type[R], problem: Callable[[R], str | None]
+) -> tuple[R | None, list[ClientError]]:
+    """Return the reply to an order if it can be taken, and an error for each client that has no part in it.
+
+    Args:
+        message: None: it did not come in time.
+        kind: what the reply must be.
+        problem: why it cannot be taken although it is of that kind and fits the order; None: it can.
+    """
+    refused, traceback = "", ""
+    if message is None or message.has_error():
+        refused, traceback = silence(message)
+    else:
+        try:
+            reply = wire.decode(message.content)
+            refused = _misfit(reply, order, kind) or problem(reply) or ""
+            if not refused:
+                return reply, reply.errors
+        except wire.BadMessage as error:
+            refused = str(error)
+        refused = f"answer refused: {refused}"
+    return None, [ClientError(client=each, error=refused, traceback=traceback) for each in order.clients.tolist()]
+
+
+def _misfit(reply: Any, order: Order, kind: type[Reply]) -> str | None:
+    """Return why a reply is none to this order, None if it is one; it may leave clients out."""
+    if not isinstance(reply, kind) or (reply.round, reply.cohort) != (order.round, order.cohort):
+        return f"it is not the answer of cohort {order.cohort} in round {order.round}"
+    if not np.isin(reply.clients, order.clients).all() or len(np.unique(reply.clients)) != len(reply.clients):
+        return "it covers clients that were not asked, or one twice"
+    return None
 
 
 def call_the_roll(grid: Grid, config: str, clients: int, stop: StopRequest, patience: float = 60.0) -> Roster:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from flwr.app import ArrayRecord, Context
@@ -19,18 +20,36 @@ from fedcl import config, models, plan, rundir, wire
 from fedcl.answers import Layout, Tensors, answer_layout
 from fedcl.config import Scenario
 from fedcl.digest import digest
+from fedcl.errors import FederationError
 from fedcl.interrupt import StopRequest
 from fedcl.journal import Journal
-from fedcl.orders import ClientError, Ints
+from fedcl.orders import ClientError, Ints, Order, Reply, empty
 from fedcl.plan import Cohort
+from fedcl.source import sample
 from fedcl.state import BrokenState, Index, PackStore, records_digest
 from fedcl.streams import Stream
 from fedcl.world import as_text, world
 from server import checkpoint
-from server.exchange import Roster, call_the_roll
+from server.exchange import Roster, call_the_roll, exchange, post, taken
 from server.judge import Judge
 from server.methods import ServerMethod
 from server.state import State, restored, snapshot, state_digest
+
+Asked = TypeVar("Asked", bound=Order)
+Answered = TypeVar("Answered", bound=Reply)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """What the clients' records have to hold on to for a checkpoint to stay of use."""
+
+    index: Index  # its packs stay
+    accepted: Ints  # (clients,) where the nodes keep the records: these rounds stay
+
+    @staticmethod
+    def of(state: State) -> Kept:
+        """Return what the checkpoint of a state needs."""
+        return Kept(index=state.index, accepted=state.accepted)
 
 
 @dataclass(kw_only=True)
@@ -49,7 +68,7 @@ class Federation:
     parameters: Layout
     committed: tuple[int, float] = (0, 0.0)  # round and time of the last checkpoint
     synced: set[str] = field(default_factory=set)  # packs that it has forced onto the disk
-    kept: list[Index] = field(default_factory=list)  # of the kept checkpoints: their packs stay
+    kept: list[Kept] = field(default_factory=list)  # of the checkpoints that it may fall back to, oldest first
     began: float = field(default_factory=time.monotonic)
 
     @staticmethod
@@ -94,22 +113,29 @@ class Federation:
     # The beginning and the end of a run.
 
     def restore(self) -> State | None:
-        """Return the state of the newest whole checkpoint and forget what the journal says of later rounds."""
+        """Return the state of the newest whole checkpoint and forget what the journal says of later rounds.
+
+        Raises:
+            FederationError: the clients' records lay elsewhere when it was written.
+        """
         whole = checkpoint.newest(self.folder / "checkpoints", self._usable, self.journal.error)
         state = restored(whole, config.config_hash(self.scenario)) if whole else None
+        if state and len(state.accepted) != len(self.first_accepted()):
+            where = "with the nodes" if self.packs else "in the run directory"
+            raise FederationError(f"the clients' records of this run lie {where}: go on with it the way it was begun")
         self.journal.truncate(state.offset if state else 0)
         self.committed = (state.round if state else -1, time.monotonic())
         self.began = time.monotonic() - (state.seconds if state else 0.0)
-        self.kept = [*self._older(), state.index] if state else []
+        self.kept = [*self._older(), Kept.of(state)] if state else []
         return state
 
-    def _older(self) -> list[Index]:
-        """Return the indices of the kept checkpoints before the newest; a damaged one is of no use to anybody."""
-        indices = []
+    def _older(self) -> list[Kept]:
+        """Return what the kept checkpoints before the newest need; a damaged one is of no use to anybody."""
+        older = []
         for path in checkpoint.kept(self.folder / "checkpoints")[:-1]:
             with suppress(BrokenState):
-                indices.append(restored(checkpoint.read(path), config.config_hash(self.scenario)).index)
-        return indices
+                older.append(Kept.of(restored(checkpoint.read(path), config.config_hash(self.scenario))))
+        return older
 
     def _usable(self, found: checkpoint.Snapshot) -> None:
         index = restored(found, config.config_hash(self.scenario)).index
@@ -120,12 +146,15 @@ class Federation:
         """Return the state before the first round."""
         server, tasks, clients = self.scenario.server, len(self.stream.tasks), self.scenario.stream.clients
         weights = models.given(self.scenario.model, self.judge.initial)
+        self.scenario.client.method.check(self.parameters)
         return State(
             round=0,
             weights=weights,
             method=server.method.begin(weights),
             optimizer=server.optimizer.begin(weights),
+            selection=server.selection.begin(clients),
             visits=np.zeros(clients, np.int64),
+            accepted=self.first_accepted(),
             pending=np.zeros((clients, tasks), np.bool_),
             counted=np.zeros((clients, tasks), np.bool_),
             begun=np.zeros(tasks, np.bool_),
@@ -135,10 +164,18 @@ class Federation:
             seconds=0.0,
         )
 
+    def first_accepted(self) -> Ints:
+        """Return the last accepted round of each client before the first one; nothing where a folder is shared."""
+        return empty() if self.packs else np.zeros(self.scenario.stream.clients, np.int64)
+
     def commit(self, state: State, *, now: bool = False) -> State:
-        """Write a checkpoint when one is due: the rename that ends it commits the round and every client's record."""
+        """Write a checkpoint when one is due: the rename that ends it commits the round and every client's record.
+
+        Every round is due where the nodes keep the records: only then is an answer accepted for good.
+        """
         settings, (round, moment) = self.scenario.checkpoint, self.committed
         due = state.round - round >= settings.rounds and time.monotonic() - moment >= settings.seconds
+        due = due or not self.packs
         if state.round == round or not (due or now):
             return state
         began, folder = time.monotonic(), self.folder / "checkpoints"
@@ -148,9 +185,9 @@ class Federation:
         packs = [self.packs.path(name) for name in index.packs if name not in self.synced] if self.packs else []
         size = checkpoint.save(folder, snapshot(state, config.config_hash(self.scenario)), packs)
         checkpoint.prune(folder, settings.keep)
-        self.kept = [*self.kept, index][-settings.keep :]
+        self.kept = [*self.kept, Kept.of(state)][-settings.keep :]
         if self.packs:
-            self.packs.collect(self.kept)
+            self.packs.collect(each.index for each in self.kept)
         self.committed, self.synced = (state.round, time.monotonic()), set(index.packs)
         seconds = round_to(time.monotonic() - began)
         self.journal.write({"event": "checkpoint", "round": state.round, "seconds": seconds, "bytes": size})
@@ -211,15 +248,56 @@ class Federation:
         visits[np.concatenate([cohort.clients for cohort in cohorts])] += 1
         return plan.completed(self.stream, round, visits) & state.begun & ~state.ended
 
+    def ask(
+        self,
+        kind: str,
+        orders: Sequence[Asked],
+        state: State,
+        answer: type[Answered],
+        problem: Callable[[Answered], str | None],
+        failed: Callable[[ClientError], None] | None = None,
+    ) -> Iterator[tuple[Asked, Answered]]:
+        """Send orders, each to the node of its clients, and yield those whose reply can be taken, in their order.
+
+        Args:
+            kind: of the messages, `query.score`.
+            answer, problem: what a reply must be, and why it cannot be taken although it is that (`exchange.taken`).
+            failed: is told of each client that has no part in a reply; default: the journal is.
+        """
+        weights, roster = self.pack_weights(state), self.roster
+        nodes = [roster.ids[roster.nodes[order.clients[0]]] for order in orders]
+        messages = [post(kind, order, node, weights, self.text) for order, node in zip(orders, nodes, strict=True)]
+        replies = exchange(self.grid, messages, self.scenario.server.deadline, self.stop)
+        for order, message in zip(orders, replies, strict=True):
+            reply, errors = taken(message, order, answer, problem)
+            for error in errors:
+                failed(error) if failed else self.client_error(order.round, error)
+            if reply is not None:
+                yield order, reply
+
+    @cached_property
+    def watched(self) -> Ints:
+        """The clients that are measured on their own test items: a keyed fixed sample, ascending."""
+        everyone = np.arange(self.scenario.stream.clients)
+        return sample(everyone, self.scenario.evaluate.clients, self.scenario.seed)
+
     def pack_weights(self, state: State) -> ArrayRecord:
         """Return the weights as the one record that all messages of an exchange share."""
         return wire.pack({"weights": self.parameters.flatten(state.weights).numpy()})
 
-    def records(self, state: State, clients: Ints) -> tuple[list[str], Ints, str]:
-        """Return pack and row of each client's newest record, and the folder; nothing where the nodes keep them."""
-        if not self.packs:
-            return [""] * len(clients), np.zeros(len(clients), np.int64), ""
-        return *state.index.locate(clients), str(self.packs.folder)
+    def records(self, state: State, clients: Ints) -> dict[str, Any]:
+        """Return the fields of an order that say which record of each client is meant.
+
+        Where the nodes keep the records these are rounds. A round counts as accepted in the state that follows it,
+        before the checkpoint of that state is written; if the server falls back meanwhile, it asks for an older one.
+        So what the oldest of the kept checkpoints would ask for goes along: nodes forget only what is older.
+        """
+        if self.packs:
+            packs, rows = state.index.locate(clients)
+            return {"packs": packs, "rows": rows, "folder": str(self.packs.folder)}
+        nowhere = {"packs": [""] * len(clients), "rows": np.zeros(len(clients), np.int64), "folder": ""}
+        oldest: Ints = np.min([each.accepted for each in self.kept] or [self.first_accepted()], axis=0)
+        return {**nowhere, "accepted": state.accepted[clients], "oldest": oldest[clients]}
 
     def begin_tasks(self, state: State, round: int) -> State:
         """Tell the method of global tasks that the first client meets in this round."""
@@ -233,16 +311,27 @@ class Federation:
         method, weights = self.scenario.server.method.begin_task(state.method, state.weights, new)
         return replace(state, method=method, weights=weights, begun=begun)
 
-    def plan(self, state: State, round: int) -> list[Cohort]:
-        """Select clients for a round and cut them into cohorts."""
-        server, client, seed = self.scenario.server, self.scenario.client, self.scenario.seed
-        joint = self.scenario.stream.joint
-        there = plan.available(self.stream, round, state.visits, joint=joint)
-        there = there[self.roster.reachable[there]]
-        chosen = server.selection.select(there, server.clients_per_round or len(there), seed=seed, round=round)
+    def there(self, state: State, round: int) -> Ints:
+        """Return the clients that can be asked in a round: hosted by a node, and with something to train on."""
+        there = plan.available(self.stream, round, state.visits, joint=self.scenario.stream.joint)
+        reachable: Ints = there[self.roster.reachable[there]]
+        return reachable
+
+    def select(self, state: State, round: int, there: Ints) -> tuple[Ints, State]:
+        """Return the clients of a round, of those that are there, and the state in which the selection remembers it."""
+        server = self.scenario.server
+        chosen, memory = server.selection.choose(
+            state.selection, there, server.clients_per_round or len(there), seed=self.scenario.seed, round=round,
+            rounds=self.stream.timeline.rounds,
+        )  # fmt: skip
+        return chosen, replace(state, selection=memory)
+
+    def plan(self, state: State, round: int, chosen: Ints) -> list[Cohort]:
+        """Cut the clients of a round into cohorts."""
+        client = self.scenario.client
         return plan.plan_round(
             self.stream, round, state.visits, chosen, self.roster.nodes, cohort=self.scenario.engine.cohort,
-            epochs=client.epochs, batch=client.batch, joint=joint,
+            epochs=client.epochs, batch=client.batch, joint=self.scenario.stream.joint,
         )  # fmt: skip
 
     def ended(self, before: State, after: State, round: int) -> tuple[list[int], tuple[Ints, Ints]]:

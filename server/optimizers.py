@@ -55,9 +55,10 @@ class FedAvgM(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class FedAdam(Settings):
-    """FedAdam (Reddi et al., algorithm 2): m, v moving averages of D, D^2; w <- w + lr * m / (sqrt(v) + tau).
+    """FedAdam (Reddi et al., ICLR 2021, arXiv:2003.00295): w <- w + lr * m / (sqrt(v) + tau).
 
-    No bias correction, v starts at tau^2, as published (torch.optim.Adam and Flower's FedAdam differ).
+    m, v are moving averages of D, D^2 (algorithm 2). No bias correction, v starts at tau^2, as published
+    (torch.optim.Adam and Flower's FedAdam differ).
     """
 
     lr: float = setting(0.01, "server learning rate", above=0)

@@ -1,6 +1,6 @@
 """What the server carries from round to round, and how a checkpoint holds it: named tensors and plain facts."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from fedcl.answers import Tensors, prefixed, under
 from fedcl.digest import digest
 from fedcl.errors import FederationError
-from fedcl.orders import Ints
+from fedcl.orders import Ints, empty
 from fedcl.state import Index
 from server.checkpoint import Snapshot
 from server.optimizers import State as Moments
@@ -26,7 +26,10 @@ class State:
     weights: Tensors
     method: Tensors
     optimizer: Moments
+    selection: Tensors = field(default_factory=dict)  # what the choice of clients remembers
     visits: Ints  # (clients,) answers accepted from each client
+    # (clients,) last round of which an answer was accepted, 0 = none; empty where a folder is shared with the clients
+    accepted: Ints = field(default_factory=empty)
     pending: NDArray[np.bool_]  # (clients, tasks) statistics that are still to be asked for
     counted: NDArray[np.bool_]  # (clients, tasks) statistics that have come in
     begun: NDArray[np.bool_]  # (tasks,) some client has met the task
@@ -39,13 +42,15 @@ class State:
 def _counters(state: State) -> dict[str, NDArray[Any]]:
     """Return what is counted beside the method's state; (client, task) tables as the pairs (n, 2) that are true."""
     pairs = {name: np.argwhere(getattr(state, name)) for name in PAIRS}
-    return {"visits": state.visits, "begun": state.begun, "ended": state.ended, **pairs}
+    rounds = {"accepted": state.accepted} if len(state.accepted) else {}
+    return {"visits": state.visits, "begun": state.begun, "ended": state.ended, **rounds, **pairs}
 
 
 def server_tensors(state: State) -> Tensors:
-    """Return what the method and the server optimiser remember, by name."""
+    """Return what the method, the server optimiser and the selection remember, by name."""
     moments = {f"{kind}/{name}": each for kind, tensors in state.optimizer.items() for name, each in tensors.items()}
-    return {**prefixed("method", state.method), **prefixed("optimizer", moments)}
+    parts = {"method": state.method, "optimizer": moments, "selection": state.selection}
+    return {name: each for part, tensors in parts.items() for name, each in prefixed(part, tensors).items()}
 
 
 def state_digest(state: State) -> str:
@@ -72,7 +77,8 @@ def restored(snapshot: Snapshot, config_hash: str) -> State:
     if facts["config_hash"] != config_hash:
         raise FederationError("the checkpoint belongs to another configuration than config.yaml beside it")
     server = under("server", snapshot.tensors)
-    counters: dict[str, Any] = {name: server[name].numpy() for name in ("visits", "begun", "ended")}
+    found = [name for name in ("visits", "begun", "ended", "accepted") if name in server]
+    counters: dict[str, Any] = {name: server[name].numpy() for name in found}
     tables: dict[str, Any] = {name: np.zeros((len(server["visits"]), len(server["begun"])), np.bool_) for name in PAIRS}
     for name, table in tables.items():
         table[tuple(server[name].numpy().T)] = True
@@ -85,6 +91,7 @@ def restored(snapshot: Snapshot, config_hash: str) -> State:
         weights=under("weights", snapshot.tensors),
         method=under("method", snapshot.tensors),
         optimizer=moments,
+        selection=under("selection", snapshot.tensors),
         **counters,
         **tables,
         index=Index.restore(server, facts["index"]),

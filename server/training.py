@@ -3,19 +3,17 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
-from flwr.app import Message
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedcl import wire
 from fedcl.answers import Answer, Layout, refusal
 from fedcl.errors import FederationError
 from fedcl.orders import Array, ClientError, TrainOrder, TrainReply
 from fedcl.plan import Cohort
-from server.exchange import exchange, silence
 from server.federation import Federation, round_to
 from server.state import State
 
@@ -52,27 +50,30 @@ def train(
     layout = federation.answer(statistics)
     done = Round(total=torch.zeros(layout.size, dtype=dtype))
     index, shared = state.index, _shared(federation, state, riding)
-    messages = _messages(federation, state, round, cohorts, statistics, riding, shared)
-    for cohort, message in zip(
-        cohorts, exchange(federation.grid, messages, _deadline(federation), federation.stop), strict=True
-    ):
-        reply = _accepted(layout, cohort, round, message, done)
-        if reply is None or not len(reply.clients):
+    orders = [
+        TrainOrder(
+            round=round, cohort=cohort.number, clients=cohort.clients, tasks=cohort.tasks, clocks=cohort.clocks,
+            **federation.records(state, cohort.clients), weights=np.zeros(0, np.float32), shared=shared,
+            statistics=statistics, leaving=riding[cohort.tasks].astype(np.int64),
+        )
+        for cohort in cohorts
+    ]  # fmt: skip
+    problem = partial(_problem, layout)
+    for order, reply in federation.ask("train", orders, state, TrainReply, problem, failed=done.errors.append):
+        if not len(reply.clients):
             continue
-        _add(done, cohort, reply)
+        _add(done, order, reply)
         if federation.packs and reply.pack:
             index = index.place(reply.pack, reply.checksum, reply.clients)
     down = federation.parameters.size * dtype.itemsize + sum(each.nbytes for each in shared.values())
     _write(federation, round, cohorts, done, time.monotonic() - began, down)
     _enough(federation, round, sum(len(cohort.clients) for cohort in cohorts), len(done.clients))
-    visits = state.visits.copy()
+    visits, accepted = state.visits.copy(), state.accepted.copy()
     visits[done.clients] += 1
+    if not federation.packs:
+        accepted[done.clients] = round
     total = Answer(layout, done.total) if done.clients else None
-    return total, replace(state, visits=visits, index=index)
-
-
-def _deadline(federation: Federation) -> float:
-    return federation.scenario.server.deadline
+    return total, replace(state, visits=visits, accepted=accepted, index=index)
 
 
 def _shared(federation: Federation, state: State, riding: NDArray[np.bool_]) -> dict[str, Array]:
@@ -82,56 +83,8 @@ def _shared(federation: Federation, state: State, riding: NDArray[np.bool_]) -> 
     return {name: each.numpy() for name, each in sent.items()}
 
 
-def _messages(
-    federation: Federation,
-    state: State,
-    round: int,
-    cohorts: Sequence[Cohort],
-    statistics: list[str],
-    riding: NDArray[np.bool_],
-    shared: dict[str, Array],
-) -> list[Message]:
-    """Return one message a cohort; all share one record of weights."""
-    weights, messages = federation.pack_weights(state), []
-    for cohort in cohorts:
-        packs, rows, folder = federation.records(state, cohort.clients)
-        order = TrainOrder(
-            round=round, cohort=cohort.number, clients=cohort.clients, tasks=cohort.tasks, clocks=cohort.clocks,
-            packs=packs, rows=rows, folder=folder, weights=np.zeros(0, np.float32), shared=shared,
-            statistics=statistics, leaving=riding[cohort.tasks].astype(np.int64),
-        )  # fmt: skip
-        content = wire.encode(order, weights, config=federation.text)
-        messages.append(Message(content, federation.roster.ids[cohort.node], "train"))
-    return messages
-
-
-def _failed(cohort: Cohort, error: str, traceback: str = "") -> list[ClientError]:
-    return [ClientError(client=int(client), error=error, traceback=traceback) for client in cohort.clients]
-
-
-def _accepted(layout: Layout, cohort: Cohort, round: int, message: Message | None, done: Round) -> TrainReply | None:
-    """Return the reply if it can be taken; else note an error for each of its clients."""
-    if message is None or message.has_error():
-        done.errors += _failed(cohort, *silence(message))
-        return None
-    try:
-        reply: TrainReply = wire.decode(message.content)
-        problem = _problem(layout, cohort, round, reply)
-    except wire.BadMessage as error:
-        problem = str(error)
-    if problem:
-        done.errors += _failed(cohort, f"answer refused: {problem}")
-        return None
-    done.errors += reply.errors
-    return reply
-
-
-def _problem(layout: Layout, cohort: Cohort, round: int, reply: TrainReply) -> str | None:
+def _problem(layout: Layout, reply: TrainReply) -> str | None:
     """Return why a reply cannot be added up, None if it can."""
-    if not isinstance(reply, TrainReply) or (reply.round, reply.cohort) != (round, cohort.number):
-        return f"it is not the answer of cohort {cohort.number} in round {round}"
-    if not np.isin(reply.clients, cohort.clients).all() or len(np.unique(reply.clients)) != len(reply.clients):
-        return "it covers clients that were not asked, or one twice"
     counts = [(least, reply.table.get(name)) for name, least in (("n", 1), ("steps", 1), ("evicted", 0))]
     wrong = any(each is None or each.dtype != np.int64 or (each < least).any() for least, each in counts)
     if len(reply.clients) and wrong:
@@ -139,9 +92,9 @@ def _problem(layout: Layout, cohort: Cohort, round: int, reply: TrainReply) -> s
     return refusal(layout, torch.from_numpy(reply.total.copy()))
 
 
-def _add(done: Round, cohort: Cohort, reply: TrainReply) -> None:
+def _add(done: Round, order: TrainOrder, reply: TrainReply) -> None:
     done.total += torch.from_numpy(reply.total.copy())
-    task = dict(zip(cohort.clients.tolist(), cohort.tasks.tolist(), strict=True))
+    task = dict(zip(order.clients.tolist(), order.tasks.tolist(), strict=True))
     done.clients += reply.clients.tolist()
     done.tasks += [task[client] for client in reply.clients.tolist()]
     for name, column in reply.table.items():

@@ -82,7 +82,7 @@ class Clients:
 
     @staticmethod
     def of(scenario: Scenario, dataset: Dataset | None = None) -> "Clients":
-        return Clients(Site(scenario, build_stream(scenario, dataset)))
+        return Clients(Site(scenario, build_stream(scenario, dataset), b""))
 
     def __post_init__(self) -> None:
         parameters = dict(self.site.trainer.module.named_parameters())

@@ -94,7 +94,7 @@ class Failing:
     met: dict[str, int] = field(default_factory=dict)
 
     def __call__(self, names: Sequence[str], case: Case) -> Tensor:
-        _, client, round = case.secret
+        client, round = case.client, case.round
         draw = int(keys.key(self.seed, keys.Purpose.SELECT, client, round)) % 8
         kind = (
             "absent" if client == self.absent else ("lost", "broken", "miscounted", "moved")[draw] if draw < 4 else ""

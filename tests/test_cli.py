@@ -165,10 +165,12 @@ def test_every_topic_lists_names_with_a_line_each(capsys, topic):
     entries = json.loads(printed(capsys, "list", topic, "--json"))
     text = printed(capsys, "list", topic)
     assert entries
+    assert max(map(len, text.splitlines())) <= 100
     for entry in entries:
         assert entry["about"], entry["name"]
         assert "\n" not in entry["about"]
-        assert f"  {entry['name']}: {entry['about']}\n" in text + "\n"
+        assert f"  {entry['name']}: " in text
+        assert f" {entry['name']}: {entry['about']}" in f" {' '.join(text.split())}"
     if topic in KINDS:
         assert [entry["name"] for entry in entries] == registry.names(KINDS[topic])
 
@@ -179,6 +181,19 @@ def test_settings_are_listed_with_default_and_help(capsys):
     assert (settings["alpha"]["default"], settings["beta"]["default"]) == (0.1, 0.5)
     assert all(option["help"] for option in settings.values())
     assert "    beta = 0.5  " in printed(capsys, "list", "clients")
+
+
+def test_paper_needs_and_verification_are_listed(capsys):
+    """One line under what it is; --json has each of them, and where the evidence stands."""
+    lines = printed(capsys, "list", "clients").splitlines()
+    er = "    paper Chaudhry et al., 2019, arXiv:1902.10486; needs a replay memory; verified by oracle, figure"
+    assert lines[lines.index("  er: Experience replay: CE(x, y) + CE(x', y').") + 1] == er
+    entry = {each["name"]: each for each in json.loads(printed(capsys, "list", "clients", "--json"))}["er"]
+    assert entry["paper"] == "Chaudhry et al., 2019, arXiv:1902.10486"
+    assert entry["needs"] == ["a replay memory"]
+    assert {"kind": "figure", "where": "ER | split-digits"} in entry["verified"]
+    assert "    not verified" in printed(capsys, "list", "scenarios").splitlines()
+    assert "verified" not in printed(capsys, "list", "models")
 
 
 def test_all_names_are_listed_by_topic(capsys):

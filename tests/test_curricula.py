@@ -16,7 +16,6 @@ from torch.nn.functional import cross_entropy
 from clients import visits
 from clients.curricula import Curriculum, Vanilla, Visit, ranks, scores
 from clients.curricula.cyclical import Cyclical, drawn, fractions
-from clients.curricula.pacing import CURVES, pool_sizes
 from clients.curricula.sample import Curr, Rand, Sample, progress
 from clients.visits import Local, Walk
 from fedcl import api, config, keys, testing
@@ -24,6 +23,7 @@ from fedcl.cli import main
 from fedcl.config import Plain, Scenario
 from fedcl.errors import ConfigError
 from fedcl.keys import Purpose, key
+from fedcl.pacing import CURVES, pool_sizes
 from tests.federations import Clients, hashes, run, tiny
 
 RARE = 1e-3
@@ -69,7 +69,8 @@ def test_pools_grow_and_stay_inside_the_data(pacing: Any, n: int, b: float, x: f
 def visit(k: int, w: int, *, losses: Any = None, **given_fields: Any) -> Visit:
     """Return a visit of k clients with w items each, scored with random losses."""
     fields = {
-        "inside": np.ones((k, w), np.bool_), "steps": np.full(k, 10), "number": np.zeros(k, np.int64),
+        "inside": np.ones((k, w), np.bool_), "labels": np.zeros((k, w), np.int64), "steps": np.full(k, 10),
+        "number": np.zeros(k, np.int64),
         "visits": np.ones(k, np.int64), "keys": key(0, Purpose.CURRICULUM, np.arange(k), 1),
     }  # fmt: skip
     losses = np.random.default_rng(0).random((k, w)) if losses is None else losses

@@ -109,7 +109,8 @@ EVALUATE = EvaluateOrder(
 COUNTS = EvaluateReply(
     round=3, cohort=0, clients=np.array([5]), table={}, correct=np.array([[1, 0]]), items=np.array([[2, 0]])
 )
-MESSAGES = (ORDER, REPLY, EVALUATE, COUNTS)
+ON_NODES = replace(ORDER, folder="", packs=["", ""], accepted=np.array([2, 0]), oldest=np.array([1, 0]))
+MESSAGES = (ORDER, REPLY, EVALUATE, COUNTS, ON_NODES)
 
 
 def same(one: Any, other: Any) -> bool:
@@ -148,6 +149,9 @@ def messages(draw: st.DrawFn) -> Any:
     n, numbers, text = draw(st.integers(0, 5)), st.integers(0, 2**53), st.text(max_size=20)
     shared = {"round": draw(numbers), "cohort": draw(numbers), "clients": draw(ints(n))}
     order = {"packs": draw(st.lists(text, min_size=n, max_size=n)), "rows": draw(ints(n)), "folder": draw(text)}
+    if draw(st.booleans()):
+        accepted = draw(arrays.arrays(np.int64, n, elements=numbers))
+        order |= {"accepted": accepted, "oldest": accepted // draw(st.integers(1, 3))}
     errors = st.lists(st.builds(ClientError, client=numbers, error=text, traceback=text), max_size=2)
     reply = {"table": draw(tables(n)), "errors": draw(errors)}
     kind = draw(st.sampled_from([TrainOrder, EvaluateOrder, TrainReply, EvaluateReply]))
@@ -250,6 +254,11 @@ FAULTS: dict[str, tuple[Any, Callable[[RecordDict], None], str]] = {
     "shape-of-correct": (COUNTS, changed_array("arrays", "correct", shape=(1, 2, 1)), "'correct' has shape"),
     "tasks-longer": (ORDER, changed_array("arrays", "tasks", shape=(3,), data=bytes(24)), "'tasks' has 3 entries"),
     "rows-shorter": (ORDER, changed_array("arrays", "rows", shape=(1,), data=bytes(8)), "'rows' has 1 entries for 2"),
+    "accepted-shorter": (ON_NODES, changed_array("arrays", "accepted", shape=(1,), data=bytes(8)), "has 1 entries for"),
+    "accepted-alone": (ON_NODES, changed_array("arrays", "oldest", shape=(0,), data=b""), "has 2 entries, 'oldest' 0"),
+    "accepted-floats": (ON_NODES, changed_array("arrays", "accepted", dtype="float64"), "'accepted' of a TrainOrder"),
+    "accepted-before-oldest": (ON_NODES, changed_array("arrays", "accepted"), "'oldest' must lie between 0 and"),
+    "oldest-negative": (ON_NODES, changed_array("arrays", "oldest", data=np.array([-1, 0]).tobytes()), "'oldest' must"),
     "packs-shorter": (ORDER, changed_fact("packs", ["a.pack"]), "'packs' has 1 entries for 2"),
     "packs-no-texts": (ORDER, changed_fact("packs", [1, 2]), "'packs' of a TrainOrder"),
     "packs-a-text": (ORDER, changed_fact("packs", "ab"), "'packs' of a TrainOrder"),

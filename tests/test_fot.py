@@ -24,8 +24,10 @@ from fedcl.models.conv import CNN
 from fedcl.models.dense import MLP
 from fedcl.settings import OutOfRange
 from fedcl.source import Source
+from fedcl.subspace import grow, leading, project_out
 from fedcl.testing import killed_run_resumes, stacked_equals_one_by_one, workers_make_no_difference
-from server.methods.fot import FOT, grow, leading, project_out
+from server import checkpoint
+from server.methods.fot import FOT
 from server.optimizers import SGD, FedAdam, FedAvgM
 from tests.federations import Clients, journal, run, tiny
 
@@ -174,7 +176,7 @@ def case_of(model: str, method: FOT, state: Tensors, x: Tensor, client: int, rou
     return Case(
         module=module, parameters=Layout.of(dict(module.named_parameters())), method=method,
         shared=method.task_shared(state), data=data_of(x), items=torch.arange(len(x)),
-        tasks=torch.zeros(len(x), dtype=torch.int64), secret=(0, client, round),
+        tasks=torch.zeros(len(x), dtype=torch.int64), client=client, round=round, secret=b"",
     )  # fmt: skip
 
 
@@ -339,7 +341,7 @@ def test_with_all_energy_and_no_biases_old_outputs_do_not_change() -> None:
         load_weights(module, layout, layout.flatten(weights))
         case = Case(
             module=module, parameters=layout, method=method, shared={}, data=data_of(x), items=torch.arange(20),
-            tasks=torch.zeros(20, dtype=torch.int64), secret=(0, 0, 1),
+            tasks=torch.zeros(20, dtype=torch.int64), client=0, round=1, secret=b"",
         )  # fmt: skip
         flat = {"sketch": sketch, "gram": gram}[statistic](case)
         total = Answer(LAYOUTS[statistic](layout, method), flat)
@@ -423,6 +425,7 @@ def test_statistics_ride_only_in_the_round_in_which_a_task_ends(tmp_path: Path) 
     columns = 5 * ranks["body.1.weight"] + 6 * ranks["head.weight"]
     assert columns > 0
     assert [event["bytes_down"] for event in rounds] == [4 * 4 * (parameters + more) for more in (0, 0, 0, columns)]
+    assert bases[0]["cost"] == {"bases": 4 * columns, "statistics": 4 * (sketches - 1), "update": 4 * parameters}
 
 
 def test_ranks_are_told_when_bases_grow_and_saturation_is_warned_of(tmp_path: Path) -> None:
@@ -526,3 +529,45 @@ def test_fot_forgets_at_most_a_third_of_what_averaging_forgets(tmp_path: Path) -
         figures[method] = {name: np.mean([each["metrics"][name] for each in runs]) for name in ("acc", "forgetting")}
     assert figures["fot"]["forgetting"] <= figures["fedavg"]["forgetting"] / 3
     assert figures["fot"]["acc"] >= figures["fedavg"]["acc"] + 0.03
+
+
+# Biases as weights of one more input
+
+
+def test_a_protected_bias_is_the_weight_of_an_input_that_is_always_1() -> None:
+    """`project_bias` gives what plain FOT gives for layers without biases whose inputs have a row of ones."""
+    x = normal(30, 4)
+    method = FOT(project_bias=True, statistic="gram", energy="squared", epsilon=0.9)
+    weights = {"1.weight": normal(3, 4, seed=1), "1.bias": normal(3, seed=2)}
+    module = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).double()
+    layout = Layout.of(weights)
+    load_weights(module, layout, layout.flatten(weights))
+    case = Case(
+        module=module, parameters=layout, method=method, shared={}, data=data_of(x), items=torch.arange(30),
+        tasks=torch.zeros(30, dtype=torch.int64), client=0, round=1, secret=b"",
+    )  # fmt: skip
+    total = Answer(LAYOUTS["gram"](layout, method), gram(case))
+    augmented = torch.cat([x, torch.ones(30, 1, dtype=torch.float64)], dim=1)
+    assert (total["gram/1.weight"] - augmented.T @ augmented).abs().max() < 1e-10
+    state, _ = method.end_task(method.begin(weights), weights, total, [0])
+    basis = state["basis/1.weight"]
+    wanted = gpm([augmented.T.numpy()], 0.9)
+    assert abs((basis @ basis.T).numpy() - wanted @ wanted.T).max() < 1e-6
+    step = method.project(state, {"1.weight": normal(3, 4, seed=3), "1.bias": normal(3, seed=4)})
+    rows = torch.cat([step["1.weight"], step["1.bias"][:, None]], dim=1)
+    assert (rows @ basis).norm() < 1e-12
+    plain = FOT(statistic="gram").project({"basis/1.weight": basis[:4, :0]}, {"1.bias": normal(3)})
+    assert torch.equal(plain["1.bias"], normal(3))
+
+
+def test_a_run_with_protected_biases(tmp_path: Path) -> None:
+    """Every basis has a row more than its layer has inputs: the bias's."""
+    scenario = tiny(
+        "server.method={name: fot, epsilon: 0.9, project_bias: true}", "stream.kind=domain-incremental",
+        "stream.schedule.rounds_per_task=1", "model.dtype=float64",
+    )  # fmt: skip
+    run(scenario, tmp_path)
+    last = checkpoint.read(checkpoint.kept(tmp_path / "checkpoints")[-1])
+    bases = {name: each for name, each in last.tensors.items() if name.startswith("method/basis/")}
+    rows = {name.removeprefix("method/basis/"): each.shape[0] for name, each in bases.items()}
+    assert rows == {"body.1.weight": 6, "head.weight": 7}

@@ -163,6 +163,7 @@ def descend(start: Tensor, *, penalised: bool, steps: int = 60) -> tuple[Tensor,
     zeros = torch.zeros(k, steps, 1, dtype=torch.int64)
     block = Block(
         counts=[steps] * k, start=start, shared=start[0], draws={}, capture=None, buffers={},
+        noise=torch.zeros(k, steps, 0, dtype=torch.int64),
         now=Stepwise(items=zeros, tasks=zeros, labels=zeros, weight=torch.ones(k, steps, 1, dtype=torch.float64)),
         steps_before=torch.zeros(k), own={name: site.parameters.views(each) for name, each in held.items()},
     )  # fmt: skip

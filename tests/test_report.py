@@ -291,3 +291,14 @@ def test_a_real_browser_renders_it_without_complaint(tmp_path: Path) -> None:
     assert "<title>&lt;script&gt;alert(1)&lt;/script&gt;\"'&amp; · fedcl</title>" in tree
     assert tree.count("<svg") == 4
     assert "CONSOLE" not in log
+
+
+def test_a_curriculum_without_its_control_is_told(tmp_path: Path) -> None:
+    """Easiest first beside vanilla: a sentence. With a random order of the same pacing beside them: none."""
+    sentence = "No run here has the order rand"
+    runs = [record(tmp_path / order, events(orders=[order, "uniform"])) for order in ("curr", "vanilla", "rand")]
+    assert sentence in written(tmp_path, *runs[:2]).plain
+    assert sentence not in written(tmp_path, *runs).plain
+    assert sentence not in written(tmp_path, *(runs[1], runs[1])).plain
+    asked = [record(tmp_path / "asked", events(orders=["vanilla", "anti"])), runs[1]]
+    assert sentence in written(tmp_path, *asked).plain

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from fedcl.results import FIGURES, client_figures, collect, summarise
+from fedcl.log import collect
+from fedcl.results import FIGURES, client_figures, summarise
 
 Event = dict[str, Any]
 # Three tasks of two rounds each. Rounds 0..6: accuracy on tasks 0, 1, 2 (None would be unknown).

@@ -44,7 +44,17 @@ def rate(most: float) -> Values:
 ENTRY = some(start=st.integers(0, 2), tasks=st.lists(st.integers(0, 3), max_size=3), rounds=st.lists(st.integers(1, 2)))
 TIMES = {"clock": one_of("rounds", "participations"), "online": st.booleans(), "rounds": one_of(1, 2)}
 MODEL = {"dtype": one_of("float32", "float64"), "personal": one_of([], ["head"], ["*"], ["body"], ["tail"])}
-MEMORY = {"size": st.integers(0, 6), "admit": one_of("first_seen", "every_pass")}
+MEMORY = {
+    "size": st.integers(0, 6), "admit": one_of("first_seen", "every_pass"), "alpha": rate(3),
+    "draw": one_of("uniform", "class-balanced", "power-law", "exponential"),
+}  # fmt: skip
+PACED = {
+    "pacing": one_of("linear", "quad", "sqrt", "step", "exp", "log"), "b": rate(1), "min_pool": st.integers(1, 9),
+}  # fmt: skip
+SAMPLED = {**PACED, "score": one_of("G", "L", "LG", "E"), "over": one_of("visit", "task")}
+BASES = {"epsilon": st.floats(0.01, 1), "epsilon_step": rate(0.1), "heads": one_of("shared", "per-task")}
+DEEP = {"depth": one_of(1, 2), "dropout": one_of([], [0.5], [0.1, 0.5])}
+SUMS = {"base_rounds": one_of(0, 1, None)}
 LOCAL = {"lr": rate(1), "weight_decay": rate(0.1), "keep": st.booleans()}
 SIZES = {
     "classes": st.integers(2, 6), "features": st.integers(1, 5), "samples": st.integers(1, 60),
@@ -53,32 +63,43 @@ SIZES = {
 # What a block may hold. Sizes are small so that whatever runs, runs in a moment.
 STREAM = some(
     kind=one_of("class-incremental", "task-incremental", "domain-incremental"), tasks=st.integers(1, 4),
-    shuffle_classes=st.booleans(), clients=st.integers(1, 6), joint=st.booleans(),
+    shuffle_classes=st.booleans(), base_classes=st.integers(0, 3), clients=st.integers(1, 6), joint=st.booleans(),
     dataset=some(**SIZES).map(lambda own: {"name": "synthetic", **own}),
     partition=named("kind", iid={}, dirichlet={"alpha": rate(9), "min_samples": st.integers(0, 3)},
                     shards={"per_client": st.integers(1, 3)}),
-    schedule=named("kind", synchronous={**TIMES, "rounds_per_task": one_of(1, 2)},
+    schedule=named("kind", synchronous={**TIMES, "rounds_per_task": one_of(1, 2), "first_rounds": one_of(None, 1)},
                    own={**TIMES, "spread": rate(0.9), "start": st.integers(0, 2), "order": one_of("same", "random")},
                    explicit={**TIMES, "clients": st.lists(ENTRY, max_size=4)}),
 )  # fmt: skip
 CLIENT = some(
-    method=named("name", finetune={}, er={}, der={"alpha": rate(1)}, derpp={"beta": rate(1)}, fedprox={"mu": rate(1)}),
+    method=named("name", finetune={}, er={}, der={"alpha": rate(1)}, derpp={"beta": rate(1)}, fedprox={"mu": rate(1)},
+                 agem={}, gpm=BASES, ewc={"gamma": rate(1)}, si={"c": rate(1)}, lwf={"alpha": rate(3)}, fedewc={},
+                 fedlwf={}, frozen={}, prototypical={"shots": st.integers(1, 3)}),
     memory=named("policy", reservoir=MEMORY, **{"class-balanced": MEMORY}),
     optimizer=named("name", sgd={**LOCAL, "momentum": rate(0.9)}, adam={**LOCAL, "beta1": rate(0.9)}),
+    curriculum=named("order", vanilla={}, curr=SAMPLED, anti=SAMPLED, rand=SAMPLED, cyclical={"alpha": rate(0.9)},
+                     episodes={"ways": st.integers(2, 3), "examples": one_of(2, 3)}),
     epochs=one_of(1, 2), batch=st.integers(1, 9), replay_batch=st.none() | st.integers(1, 9),
     clip=st.none() | rate(9),
 )  # fmt: skip
 SERVER = some(
-    method=named("name", fedavg={}, **{"single-task": {}}), weights=one_of("samples", "uniform"),
+    method=named("name", fedavg={}, **{"single-task": {}}, fedewc={"gamma": rate(1)}, fedlwf={}, analytic=SUMS,
+                 prototypes={**SUMS, "missions": st.booleans()},
+                 fot={**BASES, "statistic": one_of("sketch", "gram"), "energy": one_of("reference", "squared"),
+                      "project_bias": st.booleans(), "consolidate_every": one_of(0, 1)}),
+    selection=named("name", uniform={}, curriculum={**PACED, "order": one_of("curr", "anti", "rand"),
+                                                    "score_clients": one_of(None, 1)}),
+    weights=one_of("samples", "uniform"),
     optimizer=named("name", sgd={"lr": rate(2)}, fedavgm={"momentum": rate(0.9)}, fedadam={"tau": rate(1)}),
     clients_per_round=st.none() | st.integers(1, 6), min_clients=st.integers(1, 3),
     max_update_norm=st.none() | rate(9),
 )  # fmt: skip
 SCENARIO = some(
     name=one_of("a", "b-c"), seed=st.integers(0, 99), stream=STREAM, client=CLIENT, server=SERVER,
-    model=named("name", linear=MODEL, mlp={**MODEL, "width": st.integers(1, 5), "depth": one_of(1, 2)}, cnn={}),
+    model=named("name", linear=MODEL, mlp={**MODEL, "width": st.integers(1, 5), **DEEP}, cnn={}),
     engine=some(cohort=st.integers(1, 4), stack=st.just("auto") | st.integers(1, 4)),
-    evaluate=some(every=st.integers(0, 3), clients=st.none() | st.integers(0, 4), samples=one_of(None, 1, 9)),
+    evaluate=some(every=st.integers(0, 3), clients=st.none() | st.integers(0, 4), samples=one_of(None, 1, 9),
+                  trace=one_of(0, 1, 3)),
     checkpoint=some(rounds=one_of(1, 2), seconds=rate(1), keep=one_of(1, 2)),
 )  # fmt: skip
 # Values that fit next to nothing.

@@ -24,7 +24,9 @@ class Case:
     data: Source
     items: Tensor  # (n,) training items of the task
     tasks: Tensor  # (n,) how they are shown
-    secret: tuple[int, int, int]  # seed, client, round: keys of draws that only this client makes
+    client: int
+    round: int
+    secret: bytes  # of the node, for draws that nobody else may know (`fedcl.hidden`)
 
     def inputs(self) -> Iterator[Tensor]:
         """Yield the model's inputs (b, *shape), a chunk at a time."""

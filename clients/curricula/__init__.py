@@ -27,6 +27,7 @@ class Visit:
     """What a curriculum may look at: k clients, their items padded to the longest (w)."""
 
     inside: Bools  # (k, w) False on padding
+    labels: Ints  # (k, w)
     losses: NDArray[np.float64] | None  # (k, w) cross-entropy of each item under the models that the curriculum needs
     steps: Ints  # (k,) T of one visit as published: (floor(N / B) + 1) * epochs
     number: Ints  # (k,) visits of the client's current position before this one, by its own clock
@@ -52,6 +53,10 @@ class Curriculum(Settings):
     def pools(self, visit: Visit) -> Pools:
         """Return the function that chooses the pools of a visit; an empty pool is an error."""
         raise NotImplementedError
+
+    def problem(self, batch: int) -> str | None:
+        """Return why these settings do not go with a batch size, one sentence; None: they do."""
+        return None
 
     def notes(self, epochs: int) -> list[str]:
         """Return what a user should know of these settings before a run, one sentence each."""

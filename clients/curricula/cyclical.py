@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients.curricula import Bools, Curriculum, Ints, Pools, Visit, ranks
-from clients.curricula.pacing import ROUNDING
 from clients.curricula.sample import measured
 from fedcl import keys
 from fedcl.keys import Bits
+from fedcl.pacing import ROUNDING
 from fedcl.settings import OutOfRange, setting
 
 SMALLEST = 1e-8  # of a loss: what a model is sure of has a large chance, not an infinite one
@@ -48,7 +48,7 @@ def drawn(own: Bits, losses: NDArray[np.float64], inside: Bools, sizes: Ints) ->
 
 @dataclass(frozen=True, kw_only=True)
 class Cyclical(Curriculum):
-    """Cyclical curriculum (Kesgin, Amasyali, arXiv:2202.05531): small, large, small sets, easy items preferred."""
+    """Cyclical curriculum: small, large, small sets, easy items preferred."""
 
     sp: float = setting(0.25, "smallest fraction of the data, and the first", above=0, high=1)
     ep: float = setting(1.0, "largest fraction of the data", above=0, high=1)

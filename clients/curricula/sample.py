@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients.curricula import Bools, Curriculum, Ints, Pools, Visit, ranks
-from clients.curricula.pacing import Pacing, pool_sizes
 from fedcl import keys
+from fedcl.pacing import Pacing, pool_sizes
 from fedcl.settings import setting
 
 
@@ -85,7 +85,7 @@ def measured(visit: Visit) -> NDArray[np.float64]:
 
 @dataclass(frozen=True, kw_only=True)
 class Curr(Sample):
-    """Sample curriculum, the easiest first (Vahidian et al., arXiv:2212.12712)."""
+    """Sample curriculum, the easiest first."""
 
     def difficulty(self, visit: Visit) -> NDArray[np.float64]:
         """Return the loss."""
@@ -94,7 +94,7 @@ class Curr(Sample):
 
 @dataclass(frozen=True, kw_only=True)
 class Anti(Sample):
-    """Sample curriculum, the hardest first (same paper)."""
+    """Sample curriculum, the hardest first."""
 
     def difficulty(self, visit: Visit) -> NDArray[np.float64]:
         """Return the loss, negated."""
@@ -103,7 +103,7 @@ class Anti(Sample):
 
 @dataclass(frozen=True, kw_only=True)
 class Rand(Sample):
-    """Sample curriculum's control: the same pacing in a random order, drawn anew at every visit (same paper)."""
+    """Sample curriculum's control: the same pacing in a random order, drawn anew at every visit."""
 
     @property
     def needs(self) -> str:

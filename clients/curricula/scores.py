@@ -95,6 +95,7 @@ def _trained(site: Site, task: int) -> Tensor:
         now=site.stepwise(steps),
         draws={},
         capture=None,
+        noise=site.noise(key, 0, int(steps.count.max())),  # round 0: no visit has it
         buffers={name: torch.zeros_like(start[None]) for name in client.optimizer.buffers},
         steps_before=torch.zeros(1, dtype=torch.float64, device=site.device),
     )

@@ -3,7 +3,8 @@
 A transform is a frozen dataclass with `on` ("gradient": before the optimiser; "step": on what is added to the weights,
 for guarantees that Adam or weight decay would break), `references` (named loss terms whose gradients it wants: the
 trainer makes one more backward pass for each), `level` ("client", or "stack" where it cannot be lifted) and
-`__call__(gradients, references) -> gradients`.
+`__call__(gradients, references) -> gradients`. One that is a `clients.losses.Keeper` finds what it `keeps` of the tasks
+that the client has left among the references, under its name.
 """
 
 from collections.abc import Mapping
@@ -29,4 +30,9 @@ class Transform(Protocol):
         """The reference losses whose gradients it needs."""
 
     def __call__(self, gradients: Tensors, references: Mapping[str, Tensors]) -> Tensors:
-        """Return the transformed gradients (or step)."""
+        """Return the transformed gradients (or step).
+
+        Args:
+            gradients: by parameter.
+            references: by name: the gradients of its reference losses, and what it keeps.
+        """

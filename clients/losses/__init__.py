@@ -12,7 +12,8 @@ from typing import ClassVar, Literal, NamedTuple, Protocol
 from torch import Tensor
 
 from clients.answers.case import Case
-from fedcl.answers import Tensors
+from fedcl.answers import Layout, Tensors
+from fedcl.models import dropout
 
 
 class Items(NamedTuple):
@@ -30,6 +31,7 @@ class Batch(NamedTuple):
 
     now: Items
     draws: dict[str, Items]
+    noise: Tensor = dropout.NOTHING  # () int64 key of what dropout drops
 
 
 class Anchors(NamedTuple):
@@ -42,15 +44,32 @@ class Anchors(NamedTuple):
 class Forward:
     """The model bound to one client's parameters; a second call on the same tensor costs nothing."""
 
-    def __init__(self, call: Callable[[Tensor], Tensor], parameters: Tensors) -> None:
-        self._call, self.parameters = call, parameters
-        self._known: dict[int, tuple[Tensor, Tensor]] = {}  # with the input: an id may be used again once it is freed
+    def __init__(
+        self,
+        call: Callable[[Tensor], Tensor],
+        parameters: Tensors,
+        noise: Tensor = dropout.NOTHING,
+        embed: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self._calls, self.parameters, self._noise = {"logits": call, "features": embed or call}, parameters, noise
+        self._inputs: dict[int, tuple[int, Tensor]] = {}  # number and input: an id may be used again once it is freed
+        self._known: dict[tuple[str, int], Tensor] = {}
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return logits (b, classes) of inputs (b, *shape), not masked."""
-        if id(x) not in self._known:
-            self._known[id(x)] = x, self._call(x)
-        return self._known[id(x)][1]
+        return self._once("logits", x)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Return what enters the head (b, f) for inputs (b, *shape)."""
+        return self._once("features", x)
+
+    def _once(self, what: str, x: Tensor) -> Tensor:
+        number, _ = self._inputs.setdefault(id(x), (len(self._inputs), x))
+        if (what, number) not in self._known:
+            noise = dropout.stir(self._noise, number) if self._noise.numel() else self._noise
+            with dropout.dropping(noise):
+                self._known[what, number] = self._calls[what](x)
+        return self._known[what, number]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +93,14 @@ class Term(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
-    """Numbers that a client keeps of the tasks it has left, zeros at first: one a parameter, or one a class."""
+    """Numbers that a client keeps of the tasks it has left, zeros at first.
+
+    One a parameter, one a class, a single one, or for each layer that `Keeper.bases` names a matrix (d, d): its first
+    columns are a basis of layer inputs and the others zeros, which a projection does not notice.
+    """
 
     name: str
-    of: Literal["parameters", "classes"] = "parameters"
+    of: Literal["parameters", "classes", "number", "bases"] = "parameters"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +113,21 @@ class Left:
     moved: Tensor  # (P,) sum of those steps: the jumps to the global model between visits are no part of either
 
 
-class Regulariser:
+class Keeper:
+    """A term or a transform for which a client keeps something of the tasks it has left; these are its defaults."""
+
+    keeps: ClassVar[tuple[Kept, ...]] = ()
+
+    def bases(self, parameters: Layout) -> Layout:
+        """Return names and shapes (d, d) of the bases that it keeps for a model's layers."""
+        return Layout(())
+
+    def leave(self, kept: Tensors, left: Left) -> Tensors:
+        """Return what is kept once a task is left, a vector by name, given what was kept before it."""
+        return kept
+
+
+class Regulariser(Keeper):
     """A term that holds the model to what was learnt before; these are its defaults.
 
     It finds what it `keeps` as `anchors.own[name]`, what it `reads` of the server's as `anchors.shared[name]` (tensors
@@ -98,11 +135,6 @@ class Regulariser:
     """
 
     draws: tuple[Draw, ...] = ()
-    keeps: ClassVar[tuple[Kept, ...]] = ()
     reads: ClassVar[tuple[str, ...]] = ()
     teacher: ClassVar[str | None] = None  # one of `keeps` or `reads`: parameters of a model whose logits it wants
     path: ClassVar[bool] = False  # whether it needs `Left.path` and `Left.moved`
-
-    def leave(self, kept: Tensors, left: Left) -> Tensors:
-        """Return what is kept once a task is left, by name, given what was kept before it."""
-        return kept

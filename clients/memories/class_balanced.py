@@ -1,4 +1,4 @@
-"""Class-balancing reservoir sampling (Chrysakis, Moens, ICML 2020, algorithm 1).
+"""Class-balancing reservoir sampling (Chrysakis, Moens, ICML 2020, PMLR:v119/chrysakis20a), algorithm 1.
 
 While there is room every item is kept. Then an item of a class that never was the largest displaces a random item of
 the largest class; an item of a class that is or was the largest ("full") displaces one of its own class with

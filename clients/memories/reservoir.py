@@ -1,4 +1,4 @@
-"""Reservoir sampling (Vitter, ACM TOMS 1985, algorithm R): item i of the stream is kept with probability size / i."""
+"""Reservoir sampling (Vitter, ACM TOMS 1985, doi:10.1145/3147.3165), algorithm R: item i stays with chance size / i."""
 
 from dataclasses import dataclass
 

@@ -16,6 +16,8 @@ CARRIES_OUT = {
     "TrainOrder": "clients.work:train",
     "ConsolidateOrder": "clients.consolidation:consolidate",
     "EvaluateOrder": "clients.evaluation:evaluate",
+    "ScoreOrder": "clients.scoring:score",
+    "TraceOrder": "clients.trace:trace",
 }
 EMPTY = np.zeros(0, np.float32)
 

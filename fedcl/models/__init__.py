@@ -1,7 +1,7 @@
-"""Models: features and a linear head, built from a seed. Group norm instead of batch norm, no dropout.
+"""Models: features and a linear head, built from a seed. Group norm instead of batch norm, dropout by hash.
 
 Batch norm keeps running means in integer and float buffers that neither add up over clients nor stack, so modules with
-buffers are refused; without dropout a forward pass needs no randomness.
+buffers are refused; torch's dropout draws from a global generator and is refused too (`fedcl.models.dropout`).
 """
 
 from abc import ABC, abstractmethod
@@ -16,6 +16,7 @@ from fedcl import keys
 from fedcl.answers import Tensors
 from fedcl.errors import ConfigError, nearest
 from fedcl.keys import Purpose
+from fedcl.models.dropout import Dropout
 from fedcl.settings import Settings, setting
 
 EVERYTHING = "*"
@@ -134,5 +135,12 @@ def make(settings: ModelSettings, shape: tuple[int, ...], classes: int, seed: in
         raise ConfigError(
             f"model {name}: needs a method features(x) and a linear layer head (see fedcl.models.Classifier)"
         )
+    for each in module.modules():
+        if isinstance(each, nn.modules.dropout._DropoutNd):
+            raise ConfigError(
+                f"model {name}: has {each}, whose draws cannot be repeated; use fedcl.models.dropout.Dropout"
+            )
+    for number, layer in enumerate(each for each in module.modules() if isinstance(each, Dropout)):
+        layer.number = number
     personal_names(settings, (parameter for parameter, _ in module.named_parameters()))
     return module.to(getattr(torch, settings.dtype))

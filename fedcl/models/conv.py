@@ -79,6 +79,20 @@ class CNN(ModelSettings):
         return Classifier(body, HIDDEN, classes)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Conv4(ModelSettings):
+    """Four times 3 x 3 convolution, group norm, ReLU, max pool: few-shot learning's embedding (arXiv:1703.05175)."""
+
+    width: int = setting(64, "channels of each convolution", low=1, high=4096)
+
+    def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
+        """Return the network for images of at least 16 x 16 pixels."""
+        channels, wide = n_channels("conv4", shape, 16), self.width
+        blocks = [halving(channels, wide), *(halving(wide, wide) for _ in range(3))]
+        features = wide * (shape[0] // 16) * (shape[1] // 16)
+        return Classifier(nn.Sequential(ChannelsFirst(), *blocks, nn.Flatten()), features, classes)
+
+
 class ResidualBlock(nn.Module):
     """relu(norm(conv(relu(norm(conv(x))))) + shortcut(x)); a 1 x 1 convolution where the shapes differ."""
 

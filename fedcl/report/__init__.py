@@ -24,6 +24,12 @@ def _comparisons(runs: Sequence[Run]) -> list[tuple[str, str]]:
     ]
 
 
+def _lacks_control(runs: Sequence[Run]) -> bool:
+    """Return whether a curriculum is shown without its control: what pacing gains reads like a gain of order then."""
+    orders = {order for run in runs for order in run.log.start.get("orders", ())}
+    return bool(orders & {"curr", "anti"}) and "rand" not in orders
+
+
 def page(runs: Sequence[Run]) -> str:
     """Return the page of these runs as HTML."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -40,6 +46,7 @@ def page(runs: Sequence[Run]) -> str:
         runs=runs,
         title=runs[0].name if len(runs) == 1 else f"{len(runs)} runs",
         comparisons=_comparisons(runs),
+        lacks_control=_lacks_control(runs),
         unlike=FREQUENT if len(every) > 1 else (),
         text=text,
     )

@@ -10,8 +10,9 @@ import numpy as np
 
 from fedcl.errors import ConfigError, FederationError
 from fedcl.journal import ERRORS, EVENTS, read_events
+from fedcl.log import Log, collect
 from fedcl.report import svg, text
-from fedcl.results import FIGURES, SCHEMA, Log, client_figures, collect, summarise
+from fedcl.results import FIGURES, SCHEMA, client_figures, summarise
 
 # What each figure is called, what it says, and whether it is a difference of accuracies.
 MEANING: dict[str, tuple[str, str, bool]] = {

@@ -30,6 +30,7 @@ class Dataset:
     classes: int
     scale: float = 1.0
     shift: float = 0.0
+    notes: tuple[str, ...] = ()  # what its user must be told, a line each: the start of a run has them
 
     def __post_init__(self) -> None:
         """Check lengths, shapes, types and labels."""

@@ -113,6 +113,7 @@ class IDX(DatasetSettings):
 
     folder: str = setting("", "folder with the four files, below data.root")
     limit: int | None = setting(None, "training images taken, classes balanced; default: all", low=1)
+    standardize: bool = setting(False, "inputs with mean 0 and deviation 1 over all training pixels; else in [0, 1]")
 
     def load(self, root: str | None) -> Dataset:
         """Read the four files; there are as many classes as the largest training label says.
@@ -126,11 +127,14 @@ class IDX(DatasetSettings):
             )
         folder = Path(root).expanduser() / self.folder
         (x, y), (test_x, test_y) = (self._split(folder, split) for split in FILES)
-        classes = int(y.max()) + 1
+        classes, mean, deviation = int(y.max()) + 1, 0.0, 255.0
+        if self.standardize:
+            mean, deviation = float(x.mean(dtype=np.float64)), max(float(x.std(dtype=np.float64)), 1e-6)
         if self.limit is not None:
             chosen = balanced(y, self.limit)
             x, y = x[chosen], y[chosen]
-        return Dataset(x=x, y=y, test_x=test_x, test_y=test_y, classes=classes, scale=1 / 255)
+        scale, shift = 1 / deviation, -mean / deviation
+        return Dataset(x=x, y=y, test_x=test_x, test_y=test_y, classes=classes, scale=scale, shift=shift)
 
     def _split(self, folder: Path, split: str) -> tuple[NDArray[np.uint8], Ints]:
         images = find_file(folder, f"{FILES[split]}-images-idx3-ubyte")

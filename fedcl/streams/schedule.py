@@ -122,11 +122,13 @@ class Synchronous(Schedule):
     """All clients at the same task at the same time, in order of the task ids."""
 
     rounds_per_task: int = setting(30, "length of every task", low=1, high=1_000_000)
+    first_rounds: int | None = setting(None, "length of the first task; default: as the others", low=1, high=1_000_000)
 
     def streams(self, clients: int, tasks: int, seed: int) -> tuple[Ints, Ints, Ints]:
         """Return the same stream for everyone."""
         shape = (clients, tasks)
         order, lengths = np.broadcast_to(np.arange(tasks), shape), np.full(shape, self.rounds_per_task)
+        lengths[:, 0] = self.first_rounds or self.rounds_per_task
         return order.copy(), lengths, np.zeros(clients, np.int64)
 
 

@@ -39,9 +39,11 @@ def make_tasks(config: StreamConfig, classes: int, seed: int) -> tuple[Task, ...
     Raises:
         ConfigError: more tasks than classes to split.
     """
-    order = np.arange(classes)
+    order, base = np.arange(classes), config.base_classes
     if config.kind == DOMAIN:
         return tuple(Task(number, tuple(order.tolist())) for number in range(config.tasks))
+    if base:
+        return _after_base(config, order, seed)
     if config.tasks > classes:
         raise ConfigError(
             f"stream.tasks = {config.tasks}: {config.kind} splits the {classes} classes of the data set, "
@@ -50,6 +52,20 @@ def make_tasks(config: StreamConfig, classes: int, seed: int) -> tuple[Task, ...
     if config.shuffle_classes:
         order = keys.generator(seed, Purpose.TASKS, CLASS_ORDER).permutation(classes)
     return split_classes(order, config.tasks)
+
+
+def _after_base(config: StreamConfig, order: Ints, seed: int) -> tuple[Task, ...]:
+    """Return the first task with the first `base_classes` classes, and the tasks that the others are split into."""
+    base, later = order[: config.base_classes], order[config.base_classes :]
+    if not 1 <= config.tasks - 1 <= len(later):
+        raise ConfigError(
+            f"stream.base_classes = {config.base_classes}: leaves {len(later)} of {len(order)} classes for the other "
+            f"{config.tasks - 1} tasks (stream.tasks = {config.tasks}), which need at least one each"
+        )
+    if config.shuffle_classes:
+        later = keys.generator(seed, Purpose.TASKS, CLASS_ORDER).permutation(later)
+    tasks = split_classes(later, config.tasks - 1)
+    return (Task(0, tuple(base.tolist())), *(Task(each.id + 1, each.classes) for each in tasks))
 
 
 def input_permutations(config: StreamConfig, d: int, seed: int) -> Ints | None:

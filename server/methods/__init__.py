@@ -56,6 +56,15 @@ class ServerMethod(Settings):
         """Return what predicts instead of the model's logits (see `fedcl.classifiers`); nothing: the logits do."""
         return {}
 
+    def on_client(self, shared: Tensors, own: Answer) -> Tensors:
+        """Return what predicts on a client from what it was sent and its own statistics; nothing: nobody measures it.
+
+        Args:
+            shared: `task_shared`, as the client got it (participants "all").
+            own: the client's own statistics of the task that it has just left.
+        """
+        return {}
+
     def end_round(self, state: Tensors, weights: Tensors, total: Answer) -> tuple[Tensors, Tensors]:
         """Return the new state and the step to add to the weights."""
         raise NotImplementedError

@@ -1,4 +1,6 @@
-"""Analytic learning (ACIL, arXiv:2205.14922; federated: AFL, arXiv:2405.16240): ridge regression on frozen features.
+"""ACIL, AFL (Zhuang et al., NeurIPS 2022, arXiv:2205.14922; He et al., CVPR 2025, arXiv:2405.16240).
+
+Ridge regression on the features of a frozen embedding, alone and federated:
 
     W = (sum_k Phi_k^T Phi_k + gamma I)^-1 sum_k Phi_k^T Y_k,     Phi = f(x), or relu(f(x) R) with a fixed random R
 
@@ -42,7 +44,7 @@ def solve(gram: Tensor, cross: Tensor, gamma: float) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Analytic(Frozen):
-    """Ridge regression on the features of a frozen embedding (ACIL, arXiv:2205.14922; AFL, arXiv:2405.16240)."""
+    """ACIL, AFL: ridge regression on the features of a frozen embedding."""
 
     statistic: ClassVar[str] = "ridge"
 

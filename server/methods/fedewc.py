@@ -1,4 +1,4 @@
-"""FedEWC: elastic weight consolidation of the global model (EWC: Kirkpatrick et al., PNAS 2017, arXiv:1612.00796).
+"""FedEWC: elastic weight consolidation (Kirkpatrick et al., PNAS 2017, arXiv:1612.00796) of the global model.
 
 When everyone has finished a task, under the global model w* of that moment, over all clients' data of the task:
 
@@ -21,7 +21,7 @@ from server.methods.fedavg import FedAvg
 
 @dataclass(frozen=True, kw_only=True)
 class FedEWC(FedAvg):
-    """FedAvg that tells clients how much each parameter of the global model matters to the tasks that have ended."""
+    """FedAvg that tells clients how much each parameter of the global model matters to past tasks."""
 
     participants: ClassVar[Literal["round", "all"]] = "all"
     when: ClassVar[Literal["client", "task"]] = "task"

@@ -1,6 +1,7 @@
 """Pacing functions (Vahidian et al., ICCV 2023, arXiv:2212.12712): how large the pool is after t of T steps.
 
-With N samples, a = fraction of T until all data is in, b = starting fraction, x = t / (a T):
+A pool of samples grows over the steps of a client's training, a pool of clients over the rounds of a run. With N of
+them, a = fraction of T until all are in, b = starting fraction, x = t / (a T):
 
     linear  bN + (N - bN) x            step  bN + N floor(x)
     quad    bN + (N - bN) x^2          exp   bN + (N - bN) (e^(10 x) - 1) / (e^10 - 1)
@@ -32,14 +33,14 @@ ROUNDING = 1e-9  # 0.29 * 100 is a little below 29
 
 
 def pool_sizes(pacing: Pacing, x: Reals, n: Ints, *, b: float, min_pool: int) -> Ints:
-    """Return the samples in the pool of each client.
+    """Return how many are in each pool.
 
     Args:
         pacing: one of the six.
         x: t / (a T), any shape; from 1 on everything is in.
-        n: N of each client, broadcast against x.
+        n: N of each pool, broadcast against x.
         b: fraction of N at t = 0.
-        min_pool: smallest pool, if there are so many samples.
+        min_pool: smallest pool, if there are so many.
     """
     size = b * n + (n - b * n) * CURVES[pacing](np.minimum(x, 1.0))
     return np.clip(np.floor(size + ROUNDING), np.minimum(max(min_pool, 1), n), n).astype(np.int64)

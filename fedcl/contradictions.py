@@ -1,0 +1,45 @@
+"""What no single setting of a scenario can know: two of them contradict each other."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from fedcl import registry
+
+if TYPE_CHECKING:
+    from fedcl.config import Scenario
+
+
+def problems(s: "Scenario") -> Iterator[str]:
+    """Yield what contradicts what, one sentence each, with key, value and a way out."""
+    clients, server, memory = s.stream.clients, s.server, s.client.memory
+    asked = server.clients_per_round
+    if asked is not None and asked > clients:
+        yield f"server.clients_per_round = {asked}: must be at most stream.clients = {clients}"
+    if server.min_clients > (asked or clients):
+        most = f"must be at most the {asked or clients} clients asked in a round"
+        yield f"server.min_clients = {server.min_clients}: {most}"
+    if s.client.method.draws and memory.size == 0:
+        name = registry.name_of("client_methods", s.client.method)
+        yield f"client.memory.size = 0: method {name!r} replays from a memory; set client.memory.size above 0"
+    whole = [prefix for prefix in s.model.personal if not prefix.startswith("head")]
+    if getattr(server.method, "shares", None) == "body" and whole:
+        name = registry.name_of("server_methods", server.method)
+        yield f"model.personal = {whole}: method {name!r} adds up features of one embedding, which all must share"
+    problem = getattr(s.client.curriculum, "problem", None)
+    if problem and (found := problem(s.client.batch)):
+        yield found
+    yield from _unshared(s)
+    if isinstance(s.engine.stack, int) and s.engine.stack > s.engine.cohort:
+        yield f"engine.stack = {s.engine.stack}: must be at most engine.cohort = {s.engine.cohort}"
+
+
+def _unshared(s: "Scenario") -> Iterator[str]:
+    """Yield what client and server method do not give each other."""
+    client, server = s.client.method, s.server.method
+    names = registry.name_of("client_methods", client), registry.name_of("server_methods", server)
+    lacking = set(getattr(client, "reads", ())) - set(getattr(server, "offers", ()))
+    if lacking:
+        where = f"server.method = {names[1]!r}: client method {names[0]!r} needs {', '.join(sorted(lacking))}"
+        yield f"{where} of the server; set server.method to the one of its own name"
+    if getattr(server, "shares", None) == "model" and s.model.personal:
+        yield f"model.personal = {s.model.personal}: method {names[1]!r} measures the global model, which must be whole"

@@ -1,0 +1,284 @@
+"""What one file holds: a picture, arrays (.npz), or a table (.csv, .parquet); no header is believed unseen.
+
+Nothing is unpickled. Pillow and pyarrow are imported where a file needs them, and named where they are missing.
+"""
+
+import csv
+import importlib
+import math
+import os
+import warnings
+import zipfile
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TextIO
+
+import numpy as np
+
+from fedcl.errors import nearest
+from fedcl.streams.dataset import Array, Ints
+
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
+DECODERS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")  # Pillow tries no others, whatever a file begins with
+MODES = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB"}  # what a picture may be -> what it is read as, without loss
+MOST_LINE, MOST_COLUMNS, MOST_LABEL = 1 << 24, 1_000_000, 200  # characters, columns, characters
+MOST_HINTS = 50  # names that a misspelt one is compared with
+NO_LABEL = -1
+
+
+class Unreadable(Exception):
+    """Why a file gives no items: a clause that follows its name."""
+
+
+@dataclass(frozen=True, eq=False)
+class Content:
+    """The items of one file, before anybody has looked whether they fit."""
+
+    x: Array  # (n, *shape) uint8 or float32
+    names: tuple[str, ...]  # labels that occur
+    y: Ints  # (n,) which of them, -1 = none
+    columns: tuple[str, ...] | None = None  # of a table: the name of each column of x
+
+
+@contextmanager
+def _decoding(path: str, kind: str) -> Iterator[None]:
+    """Turn whatever a decoder raises into the reason why the file is left out."""
+    try:
+        yield
+    except Unreadable:
+        raise
+    except Exception as error:  # four libraries, each with errors of its own for damaged bytes
+        said = error.strerror if isinstance(error, OSError) else str(error)
+        said = " ".join((said or str(error) or type(error).__name__).split()).replace(path, os.path.basename(path))
+        raise Unreadable(f"cannot be read as {kind} ({said})") from error
+
+
+def _extra(module: str, package: str, extra: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise Unreadable(f"needs {package}, which fedcl's extra {extra!r} installs: pip install {package}") from error
+
+
+def _bounded(size: int, most: int, what: str) -> None:
+    if size > most:
+        raise Unreadable(f"{what} {size:,} bytes, more than max_bytes = {most:,}")
+
+
+def _coded(names: dict[str, int], value: object) -> int:
+    """Return the number of a label, a new one for a new label; -1 where there is none.
+
+    Whole numbers, however they are held, and text are labels.
+    """
+    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+        return NO_LABEL
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, str | int) or len(str(value)) > MOST_LABEL:
+        limit = f"must be whole numbers, or text of up to {MOST_LABEL} characters"
+        raise Unreadable(f"has the label {str(value)[:40]!r}; labels {limit}")
+    return names.setdefault(str(value), len(names))
+
+
+def _inputs(x: Array) -> Array:
+    """Return x (n, *shape) as uint8 where it is that, else as float32; what float32 cannot hold becomes infinite."""
+    if x.dtype == np.uint8:
+        return np.ascontiguousarray(x)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.ascontiguousarray(x, np.float32)
+
+
+def read_picture(path: str, name: str, size: int | None, most: int) -> Content:
+    """Read one picture, grey (h, w) or colour (h, w, 3), 8 bit; its pixels as they are stored, whatever EXIF says.
+
+    Args:
+        path: the file.
+        name: its label.
+        size: pixels of a side that it is shrunk or stretched to; None: as it is.
+        most: bytes that it may unpack to.
+
+    Raises:
+        Unreadable: damaged, of another kind, moving, transparent, or too large.
+    """
+    image: Any = _extra("PIL.Image", "pillow", "images")
+    with _decoding(path, "a picture"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", image.DecompressionBombWarning)
+        try:
+            with image.open(path, formats=DECODERS) as picture:
+                x = _pixels(image, picture, size, most)
+        except image.UnidentifiedImageError as error:
+            raise Unreadable(f"is no picture that can be read ({', '.join(DECODERS)}), or damaged") from error
+    return Content(x[None], (name,), np.zeros(1, np.int64))
+
+
+def _pixels(image: Any, picture: Any, size: int | None, most: int) -> Array:
+    if picture.mode not in MODES or "transparency" in picture.info:
+        mode = "transparent" if "transparency" in picture.info else picture.mode
+        raise Unreadable(f"is {mode}; save it as 8 bit grey or RGB")
+    if getattr(picture, "n_frames", 1) != 1:
+        raise Unreadable(f"has {picture.n_frames} frames; save each as a picture")
+    mode = MODES[picture.mode]
+    _bounded(picture.width * picture.height * len(mode), most, "unpacks to")
+    read = picture.convert(mode)
+    if size is not None:
+        read = read.resize((size, size), image.Resampling.BILINEAR)
+    return np.array(read, np.uint8)
+
+
+def read_npz(path: str, most: int) -> Content:
+    """Read the arrays x (n, *shape) of numbers and y (n,) of whole numbers or text.
+
+    Raises:
+        Unreadable: damaged, an array is missing, holds something else, or would unpack to more than `most` bytes.
+    """
+    with _decoding(path, ".npz"), zipfile.ZipFile(path) as file:
+        x, y = _member(file, "x", "buif", most), _member(file, "y", "iufU", most)
+        if x.ndim < 2 or y.shape != (len(x),):
+            raise Unreadable(f"has x of shape {x.shape} and y of shape {y.shape}; must be (n, ...) and (n,)")
+        values, which = np.unique(y, return_inverse=True)
+        names: dict[str, int] = {}
+        codes = np.array([_coded(names, value) for value in values.tolist()], np.int64)
+        return Content(_inputs(x), tuple(names), codes[which])
+
+
+def _member(file: zipfile.ZipFile, name: str, kinds: str, most: int) -> Array:
+    """Read one array, after its header has been compared with its length, and its length with `most`."""
+    if f"{name}.npy" not in file.namelist():
+        there = [each.removesuffix(".npy") for each in file.namelist()]
+        raise Unreadable(f"has no array {name!r}{nearest(name, there[:MOST_HINTS])}")
+    length = file.getinfo(f"{name}.npy").file_size
+    _bounded(length, most, f"its array {name!r} unpacks to")
+    header = np.lib.format
+    with file.open(f"{name}.npy") as member:
+        version = header.read_magic(member)
+        if version not in ((1, 0), (2, 0)):
+            raise Unreadable(f"its array {name!r} is of version {version}; must be (1, 0) or (2, 0)")
+        read = header.read_array_header_1_0 if version == (1, 0) else header.read_array_header_2_0
+        shape, _, dtype = read(member)
+    if dtype.kind not in kinds or dtype.itemsize > 4 * MOST_LABEL:
+        raise Unreadable(f"its array {name!r} holds {dtype}; must be numbers{' or short text' * ('U' in kinds)}")
+    if math.prod(shape) * max(dtype.itemsize, 1) > length:
+        raise Unreadable(f"its array {name!r} announces shape {shape}, which {length:,} bytes cannot hold")
+    if 0 in shape:
+        raise Unreadable("holds no item")
+    with file.open(f"{name}.npy") as member:
+        loaded: Array = header.read_array(member, allow_pickle=False)
+        if member.read(1):
+            raise Unreadable(f"its array {name!r} goes on behind what it announces")
+        return loaded
+
+
+def _split(columns: list[str], label: str) -> int:
+    """Return which column is the label.
+
+    Raises:
+        Unreadable: none is, it stands alone, or two columns have one name.
+    """
+    if label not in columns:
+        raise Unreadable(f"has no column {label!r}{nearest(label, columns[:MOST_HINTS])}")
+    name, times = Counter(columns).most_common(1)[0]
+    if times > 1:
+        raise Unreadable(f"has {times} columns {name!r}")
+    if not 1 < len(columns) <= MOST_COLUMNS:
+        raise Unreadable(f"has {len(columns):,} columns; must be the label's and 1 to {MOST_COLUMNS:,} of inputs")
+    return columns.index(label)
+
+
+def _lines(file: TextIO) -> Iterator[str]:
+    while line := file.readline(MOST_LINE + 1):
+        if len(line) > MOST_LINE:
+            raise Unreadable(f"has a line of more than {MOST_LINE:,} characters")
+        yield line
+
+
+def _numbers(row: int, cells: list[str]) -> list[float]:
+    """Return the numbers of a row; an empty cell is unknown (NaN)."""
+    try:
+        return list(map(float, cells))
+    except ValueError:
+        return [_number(row, cell) for cell in cells]
+
+
+def _number(row: int, cell: str) -> float:
+    try:
+        return float(cell) if cell.strip() else math.nan
+    except ValueError as error:
+        raise Unreadable(f"has {cell[:40]!r} in row {row}, where a number must be") from error
+
+
+def read_csv(path: str, label: str, most: int) -> Content:
+    """Read a table with commas and a line of column names: one column of labels, numbers in the others.
+
+    A file cut off within its last number cannot be told from a whole one; any other cut is seen.
+
+    Raises:
+        Unreadable: no such column, text where a number must be, rows of different lengths, not UTF-8.
+    """
+    values, codes, names = array("f"), array("q"), dict[str, int]()
+    with _decoding(path, ".csv"), open(path, encoding="utf-8-sig", newline="") as file:
+        rows = csv.reader(_lines(file), strict=True)
+        columns = [name.strip() for name in next(rows, [])]
+        place = _split(columns, label)
+        for number, row in enumerate(row for row in rows if row):
+            if len(row) != len(columns):
+                raise Unreadable(f"has {len(row)} cells in row {number}, but {len(columns)} columns")
+            codes.append(_coded(names, row.pop(place).strip()))
+            values.extend(_numbers(number, row))
+            _bounded(4 * len(values), most, "unpacks to")
+    if not codes:
+        raise Unreadable("holds no item")
+    del columns[place]
+    x = np.frombuffer(values, np.float32).reshape(len(codes), len(columns))
+    return Content(x, tuple(names), np.frombuffer(codes, np.int64), tuple(columns))
+
+
+def read_parquet(path: str, label: str, most: int) -> Content:
+    """Read a Parquet table: one column of labels, numbers in the others; an unknown number is NaN.
+
+    Raises:
+        Unreadable: damaged, no such column, text where numbers must be, or it would unpack to more than `most` bytes.
+    """
+    parquet: Any = _extra("pyarrow.parquet", "pyarrow", "parquet")
+    kinds: Any = importlib.import_module("pyarrow").types
+    with _decoding(path, ".parquet"), parquet.ParquetFile(path) as file:
+        schema, rows = file.schema_arrow, file.metadata.num_rows
+        columns = list(schema.names)
+        del columns[_split(columns, label)]
+        for name in columns:
+            kind = schema.field(name).type
+            if not (kinds.is_integer(kind) or kinds.is_floating(kind) or kinds.is_boolean(kind)):
+                raise Unreadable(f"has {kind} in column {name!r}, where numbers must be")
+        if not rows:
+            raise Unreadable("holds no item")
+        _bounded(8 * rows * len(schema.names), most, "unpacks to")
+    # Labels stay numbers of a few texts: a small file may hold millions of them.
+    with _decoding(path, ".parquet"), parquet.ParquetFile(path, read_dictionary=[label]) as file:
+        table = file.read(use_threads=False)
+        x = np.empty((table.num_rows, len(columns)), np.float32)
+        with np.errstate(over="ignore"):
+            for place, name in enumerate(columns):
+                x[:, place] = np.asarray(table.column(name).to_numpy(), np.float64)
+        names, y = _labels(table.column(label))
+    return Content(x, names, y, tuple(columns))
+
+
+def _labels(column: Any) -> tuple[tuple[str, ...], Ints]:
+    """Return the labels that occur in a column of pyarrow, and which of them each row has."""
+    names: dict[str, int] = {}
+    parts = []
+    for chunk in column.dictionary_encode().chunks:
+        codes = [_coded(names, value) for value in chunk.dictionary.to_pylist()]
+        parts.append(np.array([*codes, NO_LABEL], np.int64)[chunk.indices.fill_null(-1).to_numpy(zero_copy_only=False)])
+    return tuple(names), np.concatenate(parts)
+
+
+TABLES: dict[str, Callable[[str, str, int], Content]] = {
+    ".npz": lambda path, label, most: read_npz(path, most),
+    ".csv": read_csv,
+    ".parquet": read_parquet,
+}
+ENDINGS = (*PICTURES, *TABLES)
