@@ -1,7 +1,7 @@
 """Draws that protect: from a secret, by SHAKE-256 (FIPS 202); who does not know the secret cannot tell them from noise.
 
-A node makes its secret once (`clients.app`) and never sends it. In simulation there is nobody to hide from: there the
-secret comes from the seed, so that a run can be repeated.
+A node makes its secret once (`clients.versions`) and never sends it. In simulation there is nobody to hide from: there
+the secret comes from the seed, so that a run can be repeated.
 """
 
 import hashlib

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from flwr.app import ConfigRecord, Context, Error, Message
 
-from clients.app import InContext, app
-from clients.versions import Folder, Place
+from clients.app import app
+from clients.node import place
+from clients.versions import Place
 from fedcl import wire
 from fedcl.engine import flower
 from fedcl.engine.grid import LocalGrid
@@ -51,8 +52,7 @@ class Nodes(LocalGrid):
     def place(self, client: int) -> Place:
         """Return where a client's node keeps its records."""
         context = self.contexts[client % len(self.contexts)]
-        folder = context.node_config.get("state")
-        return Folder(Path(str(folder))) if folder else InContext(context)
+        return place(context.node_config, context.state)
 
     def get_node_ids(self) -> Iterable[int]:
         return range(1, len(self.contexts) + 1)

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flwr.app import Context, RecordDict
+from flwr.app import RecordDict
 from scipy.stats import kstest
 
-from clients.app import _secret
+from clients.node import InContext
 from clients.site import site
 from fedcl import hidden
 from fedcl.hidden import Hidden
@@ -49,16 +49,12 @@ def test_a_simulated_nodes_secret_comes_from_the_seed() -> None:
     assert hidden.of_seed(1) != hidden.of_seed(2)
 
 
-def context(node: int) -> Context:
-    return Context(run_id=1, node_id=node, node_config={}, state=RecordDict(), run_config={})
-
-
 def test_a_node_makes_its_secret_once_and_every_node_another() -> None:
-    here, there = context(1), context(2)
-    secret = _secret(here)
+    here, there = InContext(RecordDict()), InContext(RecordDict())
+    secret = here.secret()
     assert len(secret) == 32
-    assert _secret(here) == secret
-    assert _secret(there) != secret
+    assert here.secret() == secret
+    assert there.secret() != secret
 
 
 @pytest.mark.parametrize("draws", ["normal", "uniform"])

@@ -15,9 +15,9 @@ from flwr.app import Context, Message, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clients.app import InContext, _secret
 from clients.app import app as client_app
 from clients.memories import Records
+from clients.node import InContext, place
 from clients.site import site
 from clients.versions import BadVersion, Folder, LostRecords, Place, Versions, carry_out, opened, outdated, sealed
 from clients.work import Store, pick
@@ -50,7 +50,7 @@ def order(round: int, accepted: Any, oldest: Any = None, clients: Any = None) ->
 
 
 def in_context() -> InContext:
-    return InContext(Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={}))
+    return InContext(RecordDict())
 
 
 # The rule.
@@ -331,8 +331,8 @@ def test_some_clients_of_an_order() -> None:
 # The secret.
 
 
-def context(node_config: dict[str, Any]) -> Context:
-    return Context(run_id=1, node_id=1, node_config=node_config, state=RecordDict(), run_config={})
+def secret_of(node_config: dict[str, Any]) -> bytes:
+    return place(node_config, RecordDict()).secret()
 
 
 @pytest.mark.parametrize("by", ["node-config", "environment"])
@@ -341,19 +341,19 @@ def test_a_nodes_secret_outlives_it_in_its_folder(by: str, tmp_path: Path, monke
     if by == "environment":
         monkeypatch.setenv("FEDCL_STATE", str(tmp_path / "a"))
     here = {} if by == "environment" else {"state": str(tmp_path / "a")}
-    secret = _secret(context(here))
+    secret = secret_of(here)
     assert len(secret) == 32
-    assert _secret(context(here)) == secret == (tmp_path / "a" / "secret").read_bytes()
+    assert secret_of(here) == secret == (tmp_path / "a" / "secret").read_bytes()
     assert stat.S_IMODE((tmp_path / "a" / "secret").stat().st_mode) == 0o600
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o700
-    assert _secret(context({"state": str(tmp_path / "b")})) != secret
+    assert secret_of({"state": str(tmp_path / "b")}) != secret
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["secret"]
 
 
 def test_a_damaged_secret_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(SECRET[:31])
     with pytest.raises(ValueError, match="holds 31 bytes, not the 32"):
-        _secret(context({"state": str(tmp_path)}))
+        secret_of({"state": str(tmp_path)})
     assert (tmp_path / "secret").read_bytes() == SECRET[:31]
 
 

@@ -1,0 +1,117 @@
+"""What a node does with a message: decode, work, encode. A node hosts clients, a message lists clients.
+
+Functions of the message's content, the node's configuration and its place of records alone, so that Flower's ClientApp
+(clients.app) and the warm worker (clients.warm) call the same. Imports all that computes: the ClientApp does so last.
+"""
+
+import os
+import re
+import secrets
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+from clients import site, versions, work
+from clients.consolidation import consolidate
+from clients.evaluation import evaluate
+from clients.scoring import score
+from clients.trace import trace
+from fedcl import wire
+from fedcl.config import config_hash
+from fedcl.orders import ConsolidateOrder, EvaluateOrder, Order, Reply, ScoreOrder, TraceOrder, TrainOrder
+from fedcl.state import PackStore
+
+Asked = TypeVar("Asked", bound=Order)
+CarryOut = Callable[[site.Site, Asked, work.Store], Reply]
+Settings = Mapping[str, Any]  # Flower's node-config
+# Flower's message type -> the kind of order that belongs to it, and who carries it out.
+ORDERS: dict[str, tuple[type[Order], CarryOut[Any]]] = {
+    "train": (TrainOrder, work.train),
+    "evaluate": (EvaluateOrder, evaluate),
+    "query.consolidate": (ConsolidateOrder, consolidate),
+    "query.score": (ScoreOrder, score),
+    "query.trace": (TraceOrder, trace),
+}
+
+
+class InContext:
+    """The state of a node's Flower context as the place of its clients' records, where it has no folder for them."""
+
+    def __init__(self, state: RecordDict) -> None:
+        self._state = state
+
+    def __str__(self) -> str:
+        """Return how long it lasts."""
+        return "Flower's context, which ends with its SuperNode or the run (node-config state=FOLDER outlives both)"
+
+    def rounds(self, client: int) -> list[int]:
+        """Return the rounds of which a client has a record."""
+        matches = [re.fullmatch(rf"record-{client}-r(\d+)", name) for name in self._state.array_records]
+        return [int(match[1]) for match in matches if match]
+
+    def read(self, client: int, round: int) -> bytes:
+        """Return a record's bytes."""
+        return self._state.array_records[f"record-{client}-r{round}"]["record"].data
+
+    def write(self, client: int, round: int, data: bytes) -> None:
+        """Keep a record's bytes."""
+        held = Array(dtype="uint8", shape=(len(data),), stype=wire.RAW, data=data)
+        self._state[f"record-{client}-r{round}"] = ArrayRecord({"record": held})
+
+    def drop(self, client: int, round: int) -> None:
+        """Forget a record."""
+        del self._state[f"record-{client}-r{round}"]
+
+    def secret(self) -> bytes:
+        """Return the secret, made when it is asked for first."""
+        if "secret" not in self._state.config_records:
+            self._state["secret"] = ConfigRecord({"bytes": secrets.token_bytes(versions.SECRET)})
+        return bytes(self._state.config_records["secret"]["bytes"])  # type: ignore[arg-type]
+
+
+def place(settings: Settings, state: RecordDict) -> versions.Place:
+    """Return where this node keeps its clients' records: node-config `state`, FEDCL_STATE, else Flower's context."""
+    folder = settings.get("state") or os.environ.get("FEDCL_STATE")
+    return versions.Folder(Path(str(folder))) if folder else InContext(state)
+
+
+def answer(kind: str, content: RecordDict, settings: Settings, state: RecordDict) -> RecordDict:
+    """Return the content of the answer to a message.
+
+    Args:
+        kind: Flower's message type, such as `train` or `query.hello`.
+        settings: Flower's node-config.
+        state: of Flower's context; changed only where the node has no folder for its records.
+
+    Raises:
+        BadMessage: the content is not what belongs to the kind.
+    """
+    if kind == "query.hello":
+        return _hello(content, settings)
+    if kind not in ORDERS:
+        raise wire.BadMessage(f"a message of type {kind!r}: known are query.hello, {', '.join(ORDERS)}")
+    return _answer(content, *ORDERS[kind], place(settings, state))
+
+
+def _hello(content: RecordDict, settings: Settings) -> RecordDict:
+    """Say which clients this node hosts: every num-partitions-th from partition-id on."""
+    clients = site.site(wire.text(content, "config")).scenario.stream.clients
+    first, stride = (int(settings[name]) for name in ("partition-id", "num-partitions"))
+    return wire.hello(np.arange(first, clients, stride))
+
+
+def _answer(content: RecordDict, kind: type[Asked], carry_out: CarryOut[Asked], kept: versions.Place) -> RecordDict:
+    """Carry out an order of a kind, on records in the server's folder (simulation) or with the node itself."""
+    order, text = wire.decode(content), wire.text(content, "config")
+    if type(order) is not kind:
+        raise wire.BadMessage(f"a {type(order).__name__} came where a {kind.__name__} belongs")
+    if order.folder:
+        reply = carry_out(site.site(text), order, PackStore(Path(order.folder)))
+    else:
+        here = site.site(text, kept.secret())
+        reply = versions.carry_out(order, kept, config_hash(here.scenario), partial(carry_out, here))
+    return wire.encode(reply)
