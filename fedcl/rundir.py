@@ -3,7 +3,9 @@
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,8 +18,10 @@ from fedcl import config, registry
 from fedcl.answers import Tensors
 from fedcl.config import Scenario
 from fedcl.engine.choice import resolve
-from fedcl.errors import ConfigError
-from fedcl.journal import read_events, replace_file, write_json
+from fedcl.errors import ConfigError, FederationError
+from fedcl.interrupt import Stopped
+from fedcl.journal import ERRORS, read_events, replace_file, write_json
+from fedcl.lock import Lock
 from fedcl.results import summarise
 from fedcl.streams import Stream
 
@@ -25,6 +29,7 @@ from fedcl.streams import Stream
 LISTENERS: ContextVar[tuple[Callable[[dict[str, Any]], None], ...]] = ContextVar("listeners", default=())
 # The command line that started the run, kept with its results.
 COMMAND: ContextVar[str] = ContextVar("command", default="")
+FAILED = "the run failed: "  # begins a line of error.log
 
 
 def default_folder(scenario: Scenario) -> Path:
@@ -65,6 +70,27 @@ def asked(run_config: Mapping[str, Any]) -> tuple[Scenario, Path]:
     scenario, _ = resolve(config.load(str(run_config.get("scenario") or "split-digits"), overrides))
     out = run_config.get("out")
     return scenario, create(scenario, Path(str(out)) if out else None)
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Hold the run directory's lock, and write into error.log why the run could not go on, if it could not.
+
+    Raises:
+        ConfigError: another process works in it.
+    """
+    with Lock(folder):
+        try:
+            yield
+        except Stopped:
+            raise
+        except Exception as error:
+            expected = isinstance(error, ConfigError | FederationError)
+            what = str(error) if expected else f"{type(error).__name__}: {error}"
+            text = f"{FAILED}{' '.join(what.split())}\n" + ("" if expected else traceback.format_exc())
+            with open(folder / ERRORS, "a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(text)
+            raise
 
 
 def versions() -> dict[str, str]:

@@ -28,7 +28,13 @@ def main(grid: Grid, context: Context) -> None:
         Stopped: SIGTERM or Ctrl-C; what was done is checkpointed.
         FederationError: too few clients answered; the last complete round is checkpointed.
     """
-    with listening() as stop, Federation.join(grid, context, stop) as federation:
+    scenario, folder = rundir.asked(context.run_config)
+    state_folder = str(context.run_config.get("state") or "") or None
+    with (
+        listening() as stop,
+        rundir.claimed(folder),
+        Federation.join(grid, scenario, folder, state_folder, stop) as federation,
+    ):
         state = federation.restore() or opening(federation)
         try:
             while state.round < federation.stream.timeline.rounds:

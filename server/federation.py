@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 import numpy as np
-from flwr.app import ArrayRecord, Context
+from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
@@ -72,20 +72,22 @@ class Federation:
     began: float = field(default_factory=time.monotonic)
 
     @staticmethod
-    def join(grid: Grid, context: Context, stop: StopRequest) -> Federation:
-        """Find out from the Flower context what to run, and from the grid who is there."""
-        scenario, folder = rundir.asked(context.run_config)
+    def join(grid: Grid, scenario: Scenario, folder: Path, state: str | None, stop: StopRequest) -> Federation:
+        """Make ready to run a scenario in a run directory, and find out from the grid who is there.
+
+        Args:
+            state: folder of the clients' records; None: the nodes keep them.
+        """
         text = as_text(scenario)
         scenario, stream = world(text)
         judge = Judge.of(scenario, stream)
-        state = context.run_config.get("state")
         return Federation(
             scenario=scenario,
             text=text,
             stream=stream,
             grid=grid,
             journal=Journal(folder, rundir.LISTENERS.get()),
-            packs=PackStore(Path(str(state))) if state else None,
+            packs=PackStore(Path(state)) if state else None,
             judge=judge,
             roster=call_the_roll(grid, text, scenario.stream.clients, stop),
             stop=stop,

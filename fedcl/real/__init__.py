@@ -1,0 +1,10 @@
+"""Real machines: `fedcl server` supervises a SuperLink, `fedcl client` a SuperNode.
+
+serving.py    the server's supervisor: SuperLink, submission, progress, what happens when one of them dies
+joining.py    the client's supervisor: SuperNode, warm worker, waiting for a server that is away
+flower.py     what Flower is told: commands, environment, the connection; its answers, read
+nodes.py      the nodes that may take part
+bundle.py     the app that the SuperLink ships to the nodes: no code, and how a node makes sure of that
+gate.py       what runs on a node in the place of Flower's task commands
+processes.py  a child process with a log, that does not outlive its supervisor
+"""

@@ -1,0 +1,150 @@
+"""A node of a federation on real machines: a SuperNode that is started again for as long as it takes.
+
+A SuperNode ends when the server refuses it, and the server refuses a node that was killed until it has noticed (Flower:
+up to a minute), in the same words as a node that it does not know. So nothing but a stop ends this supervisor. What
+the node keeps lies in its folder: the clients' records and its secret (`records`), Flower's own files (`flwr`), logs.
+"""
+
+import json
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedcl.interrupt import StopRequest
+from fedcl.real import gate
+from fedcl.real.flower import environment, free_port, node_command
+from fedcl.real.processes import Child
+
+LOOK = 0.2  # seconds between two looks at what goes on
+FIRST, LONGEST = 5.0, 60.0  # seconds before the first and between later attempts
+STEADY = 90.0  # seconds after which a node that ends was up, and waits as if for the first time
+ACTIVITY = "activity.jsonl"  # what the ClientApp has done, one line a message
+# What a SuperNode says when it ends -> what it means.
+REASONS = {
+    r"code: 2004|Failed to activate": "refused: its key is not registered there, or its last connection has not "
+    "expired yet (up to a minute)",
+    r"CERTIFICATE_VERIFY_FAILED|certificate verify failed": "refused: the server's certificate is not signed by --tls, "
+    "or is for other hosts",
+    r"WRONG_VERSION_NUMBER|record layer failure|SSL": "no TLS is spoken there, or another version of it (--tls)",
+    r"ConnectError|Connection refused|ConnectTimeout|timed out": "the server is not reached",
+}
+
+
+@dataclass(kw_only=True)
+class Node:
+    """The supervisor. `say` is told in a line what it does."""
+
+    server: str  # host:port
+    state: Path
+    clients: Sequence[int]
+    tls: Path | None
+    key: Path | None
+    extra: Mapping[str, str]  # environment of the ClientApp: FEDCL_DATA, FEDCL_ALLOW ...
+    warm: bool
+    say: Callable[[str], None]
+    _children: list[Child] = field(default_factory=list)
+    _read: int = 0
+
+    def take_part(self, stop: StopRequest) -> None:
+        """Take part until somebody asks for a stop.
+
+        Raises:
+            Stopped: somebody did.
+        """
+        for name in ("log", "records", "flwr"):
+            (self.state / name).mkdir(mode=0o700, exist_ok=True)
+        commands = self.state / "commands"
+        gate.write_commands(commands)
+        activity = self.state / ACTIVITY
+        self._read = activity.stat().st_size if activity.exists() else 0
+        with ExitStack() as stack:
+            # A socket's path has room for about a hundred bytes.
+            sockets = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedcl-")))
+            stack.callback(self._end)
+            own = {
+                **environment(self.state / "flwr", commands), "FEDCL_STATE": str(self.state / "records"),
+                "FEDCL_ACTIVITY": str(activity), **self.extra,
+            }  # fmt: skip
+            if self.warm:
+                own["FEDCL_WORKER"] = str(sockets / "worker")
+            self._go_on(own, stop)
+
+    def _go_on(self, own: Mapping[str, str], stop: StopRequest) -> None:
+        pause, node, worker, began = FIRST, None, None, 0.0
+        while True:
+            if self.warm and (worker is None or not worker.alive):
+                worker = self._start_worker(own)
+            if node is None:
+                node, began = self._start_node(own), time.monotonic()
+            stop.check()
+            self._tell()
+            if not node.alive:
+                pause = FIRST if time.monotonic() - began > STEADY else min(2 * pause, LONGEST)
+                self.say(f"{meaning(node.said())}; trying again in {pause:.0f} s")
+                node.stop()
+                self._wait(pause, stop)
+                node = None
+            time.sleep(LOOK)
+
+    def _start_node(self, own: Mapping[str, str]) -> Child:
+        command = node_command(self.server, port=free_port(), clients=self.clients, tls=self.tls, key=self.key)
+        hosted = ", ".join(map(str, self.clients))
+        self.say(f"connecting to {self.server} with client{'s' * (len(self.clients) > 1)} {hosted}")
+        return self._child("node", command, own)
+
+    def _start_worker(self, own: Mapping[str, str]) -> Child:
+        command = [sys.executable, "-P", "-m", "clients.warm", "--socket", own["FEDCL_WORKER"]]
+        return self._child("worker", [*command, "--parent-pid", str(os.getpid())], own)
+
+    def _child(self, name: str, command: Sequence[str], own: Mapping[str, str]) -> Child:
+        child = Child(name, command, own, self.state / "log" / f"{name}.log")
+        self._children.append(child)
+        return child
+
+    def _tell(self) -> None:
+        """Say what the ClientApp has done since the last look."""
+        path = self.state / ACTIVITY
+        if not path.exists():
+            return
+        with open(path, "rb") as file:
+            file.seek(min(self._read, path.stat().st_size))
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                self._read += len(line)
+                self.say(activity_line(json.loads(line)))
+
+    def _wait(self, seconds: float, stop: StopRequest) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            stop.check()
+            time.sleep(LOOK)
+
+    def _end(self) -> None:
+        for child in reversed(self._children):
+            child.stop()
+
+
+def activity_line(done: Mapping[str, Any]) -> str:
+    """Return a line of the activity file in words."""
+    if done.get("error"):
+        return f"{done['kind']}: {done['error']}"
+    clients = done.get("clients", [])
+    whom = f"client{'s' * (len(clients) > 1)} {', '.join(map(str, clients))}" if clients else "hello"
+    return f"{done['kind']}, round {done.get('round', 0)}: {whom}, {done['seconds']:.1f} s"
+
+
+def meaning(said: str) -> str:
+    """Return what a SuperNode's last words mean."""
+    for pattern, reason in REASONS.items():
+        if re.search(pattern, said):
+            return reason
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    return f"the SuperNode ended ({lines[-1][:200] if lines else 'it said nothing'})"
