@@ -14,7 +14,7 @@ import click
 import typer
 from typer.core import TyperCommand
 
-from fedcl import __version__
+from fedcl import __version__, cli_real
 from fedcl.certs import SERVER_DAYS
 from fedcl.errors import ConfigError, FederationError
 
@@ -339,6 +339,10 @@ def _certs(
     typer.echo("\n".join(_columns([_cells(file, directory) for file in files])))
     typer.echo(f"next: {next_step(directory, files)}")
     return OK
+
+
+app.add_typer(cli_real.server, name="server")
+app.command("client")(cli_real.client)
 
 
 def _complain(message: object) -> None:

@@ -1,0 +1,260 @@
+"""`fedcl server` and `fedcl client`: the commands of a federation on real machines."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import click
+import typer
+from typer.core import TyperGroup
+
+from fedcl.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from fedcl import config
+
+OK, STOPPED = 0, 75
+PORT = 8000
+
+
+class _Server(TyperGroup):
+    """`fedcl server nodes ...` is about nodes; whatever else follows `fedcl server` starts one."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, args if args[:1] and args[0] in self.commands else ["run", *args])
+
+
+server = typer.Typer(
+    cls=_Server,
+    rich_markup_mode=None,
+    help="Serve a federation to real machines (fedcl server nodes: who may take part).",
+)
+nodes = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Who may take part, where nodes prove who they are (--auth)."
+)
+server.add_typer(nodes, name="nodes")
+
+
+def _defaults(context: typer.Context, path: Path | None) -> Path | None:
+    """Take the options that a YAML file names as this command's defaults."""
+    if path is None:
+        return None
+    from fedcl.config import parse
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--config {str(path)!r}: cannot be read ({error})") from error
+    found, known = parse(text, str(path)), {each.name for each in context.command.params} - {"config"}
+    given = {str(name).replace("-", "_"): value for name, value in found.items()}
+    for name in given:
+        if name not in known:
+            raise ConfigError(
+                f"{path}: {name!r} is no option of {context.command_path}{nearest(name, map(str, known))}"
+            )
+    context.default_map = given
+    return path
+
+
+_CONFIG = typer.Option(
+    "--config", metavar="FILE", is_eager=True, callback=_defaults, help="YAML with any of these options by name."
+)
+Config = Annotated[Path | None, _CONFIG]
+State = Annotated[Path, typer.Option(metavar="DIR", help="All that is kept; created, for this user alone.")]
+
+
+def _say(text: str) -> None:
+    typer.echo(f"{time.strftime('%H:%M:%S')}  {text}")
+
+
+def _made(state: Path) -> Path:
+    """Return a folder of state, made if it is not there."""
+    try:
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--state {str(state)!r}: cannot be made ({error.strerror})") from error
+    return state.absolute()
+
+
+def _there(option: str, path: Path | None, *names: str) -> Path | None:
+    """Return a path as absolute after a look whether it, or what must be in it, is there."""
+    for each in [path / name for name in names] if path and names else [path] if path else []:
+        if not each.exists():
+            raise ConfigError(f"{option} {str(path)!r}: there is no {str(each)!r}; fedcl certs makes it")
+    return path.absolute() if path else None
+
+
+def _run_directory(state: Path, scenario: "config.Scenario | None", resume: bool) -> Path:
+    """Return the run directory of a server: the one that is there, or a new one."""
+    from fedcl import api, config, rundir
+    from fedcl.engine import choice
+
+    folder = state / "run"
+    if (folder / "config.yaml").exists():
+        if not resume:
+            raise ConfigError(f"--state {str(state)!r} holds a federation already: --resume goes on with it")
+        kept = api.load(folder).config
+        if scenario and config.config_hash(choice.resolve(scenario)[0]) != config.config_hash(kept):
+            raise ConfigError(
+                f"--resume: {str(folder / 'config.yaml')!r} is another scenario; leave out SCENARIO and settings"
+            )
+        return folder
+    if scenario is None:
+        raise ConfigError(f"--state {str(state)!r} holds no federation yet: name a SCENARIO (fedcl list scenarios)")
+    return rundir.create(choice.resolve(scenario)[0], folder)
+
+
+@server.command("run", hidden=True)
+def _serve(
+    state: State,
+    scenario: Annotated[str | None, typer.Argument(help="A name (fedcl list scenarios) or a YAML file.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change: server.deadline=600")
+    ] = None,
+    port: Annotated[int, typer.Option(help="Where it listens.", min=1, max=65535)] = PORT,
+    host: Annotated[str, typer.Option(help="Address at which it listens; 0.0.0.0: at all of them.")] = "127.0.0.1",
+    tls: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of fedcl certs; without: plain text.")] = None,
+    auth: Annotated[bool, typer.Option("--auth", help="Nodes must prove who they are (needs --tls).")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what is in --state, if anything is.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the run directory and errors only.")] = False,
+    file: Config = None,
+) -> int:
+    """Serve a federation: start a SuperLink, wait for nodes, run the scenario; go on after any crash.
+
+    The run directory is DIR/run. Exit 0: finished; 2: bad configuration; 1: failed; 75: stopped, --resume goes on.
+    `fedcl server nodes` tells who may take part.
+    """
+    from fedcl import config
+    from fedcl.lock import Lock
+
+    if auth and not tls:
+        raise ConfigError("--auth: nodes prove who they are over TLS only; add --tls DIR (fedcl certs makes it)")
+    chosen = config.load(scenario, overrides or ()) if scenario else None
+    state, tls = _made(state), _there("--tls", tls, "ca.crt", "server.crt", "server.key")
+    with Lock(state):
+        folder = _run_directory(state, chosen, resume)
+        return _supervise(state, folder, quiet, host=host, port=port, tls=tls, auth=auth)
+
+
+def _supervise(state: Path, folder: Path, quiet: bool, **listening_at: Any) -> int:
+    """Serve until the federation is done and print its figures."""
+    from rich.console import Console
+
+    from fedcl import api
+    from fedcl.console import Progress, table
+    from fedcl.interrupt import Stopped, listening
+    from fedcl.real.nodes import link_of
+    from fedcl.real.serving import Server
+
+    code = OK
+    with listening() as stop, Progress(quiet=quiet) as progress:
+        progress.catch_up(api.load(folder).events)
+        say = (lambda text: None) if quiet else _say
+        link = link_of(state, **listening_at)
+        try:
+            Server(state=state, folder=folder, link=link, say=say, listener=progress).serve(stop)
+        except Stopped:
+            code = STOPPED
+    if not quiet:
+        Console(highlight=False).print(table(api.load(folder).results))
+    if code == STOPPED:
+        typer.echo(f"fedcl: stopped; fedcl server --state {state} --resume goes on", err=True)
+    typer.echo(str(folder))
+    return code
+
+
+@nodes.command("add")
+def _add(
+    keys: Annotated[
+        list[Path], typer.Argument(metavar="NAME.pub...", help="Public keys (fedcl certs: nodes/NAME.pub).")
+    ],
+    state: State,
+) -> int:
+    """Let nodes take part, now or when the server starts."""
+    from fedcl.real.nodes import Nodes, read_link
+
+    known = Nodes(_made(state))
+    added = known.add(keys)
+    running = (known.state / "server.json").exists() and read_link(known.state).listens()
+    if running:
+        known.register(read_link(known.state))
+    typer.echo(f"added {', '.join(added)}" + ("" if running else ": registered when fedcl server --auth starts"))
+    return OK
+
+
+@nodes.command("remove")
+def _remove(names: Annotated[list[str], typer.Argument(metavar="NAME...")], state: State) -> int:
+    """Let nodes take part no more."""
+    from fedcl.real.nodes import Nodes, read_link
+
+    known = Nodes(state.absolute())
+    running = (known.state / "server.json").exists() and read_link(known.state).listens()
+    known.remove(names, read_link(known.state) if running else None)
+    typer.echo(f"removed {', '.join(names)}")
+    return OK
+
+
+@nodes.command("list")
+def _list(state: State) -> int:
+    """Tell who may take part."""
+    from fedcl.real.nodes import Nodes
+
+    known = Nodes(state.absolute())
+    ids = known.registered
+    for name in known.names:
+        typer.echo(f"{name}  {'registered as ' + ids[name] if name in ids else 'registered at the next start'}")
+    if not known.names:
+        typer.echo("no nodes: fedcl server nodes add NAME.pub --state DIR")
+    return OK
+
+
+def client(
+    server_at: Annotated[str, typer.Option("--server", metavar="HOST:PORT", help="The SuperLink.")],
+    state: State,
+    number: Annotated[
+        list[int] | None, typer.Option("--client", help="Number of a client that this node hosts; several: repeat it.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(metavar="PATH", help="Folder of data files (sets FEDCL_DATA).")] = None,
+    tls: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="ca.crt of fedcl certs; without: plain text.")
+    ] = None,
+    key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="NAME.key, by which the node proves who it is.")
+    ] = None,
+    allow: Annotated[
+        str | None, typer.Option(help="Statistics that may leave, by comma; others are refused. Default: all.")
+    ] = None,
+    min_count: Annotated[int, typer.Option(help="Samples that a statistic must rest on to leave.", min=0)] = 0,
+    audit: Annotated[Path | None, typer.Option(metavar="FILE", help="Where to list what has left this node.")] = None,
+    cold: Annotated[
+        bool, typer.Option("--cold", help="No warm worker: each message loads model and data anew.")
+    ] = False,
+    file: Config = None,
+) -> int:
+    """Take part in a federation with this machine's clients until stopped; go on after any crash."""
+    from fedcl.interrupt import Stopped, listening
+    from fedcl.lock import Lock
+    from fedcl.real.joining import Node
+
+    host, colon, port = server_at.rpartition(":")
+    if not colon or not host or not port.isdecimal():
+        raise ConfigError(f"--server {server_at!r}: must be HOST:PORT, as fed.example.org:{PORT}")
+    if key and not tls:
+        raise ConfigError("--key: a node proves who it is over TLS only; add --tls ca.crt")
+    if data and not data.exists():
+        raise ConfigError(f"--data {str(data)!r}: is not there")
+    state, tls, key = _made(state), _there("--tls", tls), _there("--key", key)
+    extra = {"FEDCL_MIN_COUNT": str(min_count)} if min_count else {}
+    given = {"FEDCL_DATA": data and data.absolute(), "FEDCL_ALLOW": allow, "FEDCL_AUDIT": audit and audit.absolute()}
+    extra |= {name: str(value) for name, value in given.items() if value is not None}
+    with Lock(state), listening() as stop:
+        node = Node(
+            server=server_at, state=state, clients=sorted(set(number or [0])), tls=tls, key=key, extra=extra,
+            warm=not cold, say=_say,
+        )  # fmt: skip
+        try:
+            node.take_part(stop)
+        except Stopped:
+            typer.echo("fedcl: stopped", err=True)
+            return STOPPED
+    return OK
