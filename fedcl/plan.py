@@ -55,24 +55,25 @@ def plan_round(
         nodes: (clients,) the node that hosts each client.
 
     Returns:
-        Cohorts of at most `cohort` clients of one node, in descending order of steps inside each node.
+        Cohorts of at most `cohort` clients of one node, in descending order of steps inside each node and of the first
+        client's between them.
     """
     clocks = stream.timeline.clocks(round, visits)[chosen]
     tasks = stream.timeline.tasks(stream.timeline.positions(stream.timeline.clocks(round, visits)))[chosen]
     if joint:
         tasks = np.full_like(tasks, ALL_TASKS)
     steps = epochs * -(-stream.sizes(chosen, tasks, clocks) // batch)
-    order = np.lexsort((chosen, -steps, nodes[chosen]))
-    cohorts: list[Cohort] = []
+    order = np.lexsort((chosen, -steps))
+    parts: list[Ints] = []
     for node in np.unique(nodes[chosen]):
-        mine = order[nodes[chosen][order] == node]
-        for begin in range(0, len(mine), cohort):
-            rows = mine[begin : begin + cohort]
-            cohorts.append(
-                Cohort(
-                    number=len(cohorts), node=int(node), clients=chosen[rows], tasks=tasks[rows], clocks=clocks[rows]
-                )
-            )
+        mine = np.flatnonzero(nodes[chosen][order] == node)  # places in the order
+        parts += [mine[begin : begin + cohort] for begin in range(0, len(mine), cohort)]
+    # By the place of their first clients: with one client a node, sums are formed in the order of one node's cohort.
+    parts.sort(key=lambda part: int(part[0]))
+    cohorts = []
+    for number, rows in enumerate(order[part] for part in parts):
+        node = int(nodes[chosen[rows[0]]])
+        cohorts.append(Cohort(number=number, node=node, clients=chosen[rows], tasks=tasks[rows], clocks=clocks[rows]))
     return cohorts
 
 
