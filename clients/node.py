@@ -4,6 +4,7 @@ Functions of the message's content, the node's configuration and its place of re
 (clients.app) and the warm worker (clients.warm) call the same. Imports all that computes: the ClientApp does so last.
 """
 
+import json
 import os
 import re
 import secrets
@@ -22,8 +23,10 @@ from clients.scoring import score
 from clients.trace import trace
 from fedcl import wire
 from fedcl.config import config_hash
-from fedcl.orders import ConsolidateOrder, EvaluateOrder, Order, Reply, ScoreOrder, TraceOrder, TrainOrder
+from fedcl.fingerprint import fingerprint
+from fedcl.orders import ConsolidateOrder, EvaluateOrder, Ints, Order, Reply, ScoreOrder, TraceOrder, TrainOrder
 from fedcl.state import PackStore
+from fedcl.world import scenario_of
 
 Asked = TypeVar("Asked", bound=Order)
 CarryOut = Callable[[site.Site, Asked, work.Store], Reply]
@@ -72,6 +75,15 @@ class InContext:
             self._state["secret"] = ConfigRecord({"bytes": secrets.token_bytes(versions.SECRET)})
         return bytes(self._state.config_records["secret"]["bytes"])  # type: ignore[arg-type]
 
+    def sittings(self) -> dict[str, int]:
+        """Return the sittings that are remembered."""
+        held = self._state.config_records.get("sittings")
+        return json.loads(str(held["json"])) if held else {}
+
+    def remember(self, sittings: dict[str, int]) -> None:
+        """Keep the sittings."""
+        self._state["sittings"] = ConfigRecord({"json": json.dumps(sittings)})
+
 
 def place(settings: Settings, state: RecordDict) -> versions.Place:
     """Return where this node keeps its clients' records: node-config `state`, FEDCL_STATE, else Flower's context."""
@@ -99,9 +111,17 @@ def answer(kind: str, content: RecordDict, settings: Settings, state: RecordDict
 
 def _hello(content: RecordDict, settings: Settings) -> RecordDict:
     """Say which clients this node hosts: every num-partitions-th from partition-id on."""
-    clients = site.site(wire.text(content, "config")).scenario.stream.clients
+    text = wire.text(content, "config")
+    return wire.hello(_hosted(settings, scenario_of(text).stream.clients), fingerprint(text))
+
+
+def _hosted(settings: Settings, clients: int) -> Ints:
+    """Return the clients of a node, of so many: those it is told, or every num-partitions-th from partition-id on."""
+    if "clients" in settings:
+        told = np.array(sorted({int(each) for each in str(settings["clients"]).split(",")}), np.int64)
+        return told[told < clients]
     first, stride = (int(settings[name]) for name in ("partition-id", "num-partitions"))
-    return wire.hello(np.arange(first, clients, stride))
+    return np.arange(first, clients, stride)
 
 
 def _answer(content: RecordDict, kind: type[Asked], carry_out: CarryOut[Asked], kept: versions.Place) -> RecordDict:
@@ -112,6 +132,9 @@ def _answer(content: RecordDict, kind: type[Asked], carry_out: CarryOut[Asked], 
     if order.folder:
         reply = carry_out(site.site(text), order, PackStore(Path(order.folder)))
     else:
+        if order.fingerprint != fingerprint(text):
+            what = f"fingerprint = {order.fingerprint[:12]!r} is not this node's {fingerprint(text)[:12]!r}"
+            raise wire.BadMessage(f"{what}: the server has another fedcl, or other packages, installed")
         here = site.site(text, kept.secret())
         reply = versions.carry_out(order, kept, config_hash(here.scenario), partial(carry_out, here))
     return wire.encode(reply)

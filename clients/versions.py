@@ -9,7 +9,9 @@ starts from the record that belongs to the weights it is sent.
 A version between `accepted` and the order's round was not accepted and is dropped. One of the order's own round is
 overwritten, and one of a later round stays until the federation has come that far again: an order that arrives after
 its time must not take away what a newer one has made. Below, everything goes that is older than the newest version
-<= `oldest`. One thing is taken for granted: no order of a server that has died arrives once it goes on.
+<= `oldest`. An order of a server that has died, which arrives once the server goes on, is known by its `sitting`: the
+node remembers the highest that it has seen of a federation and refuses a lower one. (It may arrive before any order of
+the new sitting; then it changes nothing that the new one could ask for.)
 
 A version is a line of JSON (format, client, round, digests of the scenario, the record's fields and its bytes) and the
 record's bytes. All of it is checked when read. Two runs at once need a folder each.
@@ -36,6 +38,8 @@ from fedcl.state import packed
 
 FORMAT = 1
 SECRET = 32  # bytes
+FEDERATIONS = 64  # whose sittings are remembered
+SITTINGS = "sittings.json"
 NAME = re.compile(r"r(\d{6,})\.state", re.ASCII)
 Asked = TypeVar("Asked", bound=Order)
 Answered = TypeVar("Answered", bound=Reply)
@@ -53,8 +57,12 @@ class LostRecords(ValueError):
         self.why = why
 
 
+class OldSitting(ValueError):
+    """An order of a server that has died."""
+
+
 class Place(Protocol):
-    """Where the versions of a node's clients lie, as bytes, and the node's secret."""
+    """Where the versions of a node's clients lie, as bytes, with the node's secret and what it remembers of servers."""
 
     def __str__(self) -> str:
         """Return the place in words."""
@@ -73,6 +81,12 @@ class Place(Protocol):
 
     def secret(self) -> bytes:
         """Return the secret that this node has made for itself."""
+
+    def sittings(self) -> dict[str, int]:
+        """Return the highest sitting seen of each federation, in the order in which they came up."""
+
+    def remember(self, sittings: dict[str, int]) -> None:
+        """Keep the sittings for good."""
 
 
 def outdated(there: Iterable[int], round: int, accepted: int, oldest: int) -> list[int]:
@@ -181,12 +195,30 @@ class Versions:
         return ""
 
 
+def check_sitting(order: Order, place: Place) -> None:
+    """Remember the server's sitting if it is a new one.
+
+    Raises:
+        OldSitting: the node has seen a higher one.
+    """
+    seen = place.sittings()
+    newest = seen.get(order.federation, 0)
+    if order.sitting < newest:
+        which = f"sitting = {order.sitting} of {order.federation!r}, but {newest} has been seen here"
+        raise OldSitting(f"an order of a server that has died: {which} (its run directory's file 'sittings' counts)")
+    if order.sitting > newest:
+        others = [(name, sitting) for name, sitting in seen.items() if name != order.federation]
+        place.remember(dict([*others, (order.federation, order.sitting)][-FEDERATIONS:]))
+
+
 def carry_out(order: Asked, place: Place, scenario: str, work: Callable[[Asked, Store], Answered]) -> Answered:
     """Carry out an order for those of its clients whose records are here; the others are named as failed.
 
     Raises:
         LostRecords: nobody's is.
+        OldSitting: a server asks that has died.
     """
+    check_sitting(order, place)
     try:
         return work(order, Versions(order, place, scenario))
     except LostRecords as lost:
@@ -251,6 +283,25 @@ class Folder:
         if len(found) != SECRET:
             raise ValueError(f"{path} holds {len(found)} bytes, not the {SECRET} of a node's secret: it is damaged")
         return found
+
+    def sittings(self) -> dict[str, int]:
+        """Return what stands in the file `sittings.json`, nothing if there is none.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        path = self.folder / SITTINGS
+        if not path.exists():
+            return {}
+        try:
+            return {str(name): int(sitting) for name, sitting in json.loads(path.read_bytes()).items()}
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is damaged ({error}): delete it once no server that has died is left") from error
+
+    def remember(self, sittings: dict[str, int]) -> None:
+        """Write the file whole or not at all and force it onto the disk."""
+        _make(self.folder)
+        replace_file(self.folder / SITTINGS, [json.dumps(sittings).encode()], sync=True)
 
 
 def _make(folder: Path) -> None:

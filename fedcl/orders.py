@@ -36,6 +36,11 @@ class Order:
     # it, 0 = never, and the same in the oldest state that the server may fall back to. Empty where a folder is shared.
     accepted: Ints = field(default_factory=empty)
     oldest: Ints = field(default_factory=empty)
+    # Who asks: a node works only for a server that has the same fingerprint (`fedcl.fingerprint`), and not for one that
+    # has died: `sitting` counts the starts of the server of this federation's run, 0 where a folder is shared.
+    federation: str = ""
+    fingerprint: str = ""
+    sitting: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -209,9 +209,9 @@ def _check_rounds(order: Order) -> None:
         raise BadMessage("'oldest' must lie between 0 and 'accepted' for every client")
 
 
-def hello(clients: NDArray[np.int64]) -> RecordDict:
-    """Return the answer to `query.hello`: the clients that a node hosts."""
-    return RecordDict({"arrays": pack({"clients": clients})})
+def hello(clients: NDArray[np.int64], fingerprint: str = "") -> RecordDict:
+    """Return the answer to `query.hello`: the clients that a node hosts, and its fingerprint (`fedcl.fingerprint`)."""
+    return RecordDict({"arrays": pack({"clients": clients}), "facts": _config({"fingerprint": fingerprint})})
 
 
 def hosted(record: RecordDict) -> NDArray[np.int64]:

@@ -10,6 +10,7 @@ from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 
 from fedcl import wire
+from fedcl.fingerprint import fingerprint
 from fedcl.interrupt import StopRequest
 from fedcl.orders import ClientError, Ints, Order, Reply
 
@@ -102,8 +103,14 @@ def _misfit(reply: Any, order: Order, kind: type[Reply]) -> str | None:
     return None
 
 
-def call_the_roll(grid: Grid, config: str, clients: int, stop: StopRequest, patience: float = 60.0) -> Roster:
-    """Ask every node which clients it hosts; wait up to `patience` seconds until all clients have a node."""
+def call_the_roll(
+    grid: Grid, config: str, clients: int, stop: StopRequest, refused: Callable[[str], None], patience: float = 60.0
+) -> Roster:
+    """Ask every node which clients it hosts; wait up to `patience` seconds until all clients have a node.
+
+    Args:
+        refused: is told in a sentence of each node that is not asked to work.
+    """
     hosts: dict[int, Ints] = {}
     end = time.monotonic() + patience
     while True:
@@ -111,11 +118,27 @@ def call_the_roll(grid: Grid, config: str, clients: int, stop: StopRequest, pati
         messages = [Message(wire.config_of(config), node, "query.hello") for node in fresh]
         for node, reply in zip(fresh, exchange(grid, messages, patience, stop), strict=True):
             if reply is not None and not reply.has_error():
-                hosts[node] = wire.hosted(reply.content)
+                hosts[node], why = introduced(reply, config)
+                if why:
+                    refused(why)
         if sum(len(each) for each in hosts.values()) >= clients or time.monotonic() > end:
             return _roster(hosts, clients)
         stop.check()
         time.sleep(POLL)
+
+
+def introduced(hello: Message, config: str) -> tuple[Ints, str]:
+    """Return the clients that a node may work for, by its answer to `query.hello`, and why there are none, if so."""
+    none = np.zeros(0, np.int64)
+    try:
+        clients, theirs, own = wire.hosted(hello.content), wire.text(hello.content, "fingerprint"), fingerprint(config)
+    except wire.BadMessage as error:
+        return none, f"node {hello.metadata.src_node_id} is left out: {error}"
+    if theirs == own:
+        return clients, ""
+    who = f"the node of clients {', '.join(map(str, clients[:20].tolist()))}{', ...' * (len(clients) > 20)}"
+    what = f"its fingerprint {theirs[:12]!r} is not the server's {own[:12]!r}"
+    return none, f"{who} is left out: {what}; install the same fedcl, and the same packages of one's own, on both"
 
 
 def _roster(hosts: dict[int, Ints], clients: int) -> Roster:

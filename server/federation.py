@@ -21,6 +21,7 @@ from fedcl.answers import Layout, Tensors, answer_layout
 from fedcl.config import Scenario
 from fedcl.digest import digest
 from fedcl.errors import FederationError
+from fedcl.fingerprint import fingerprint
 from fedcl.interrupt import StopRequest
 from fedcl.journal import Journal
 from fedcl.orders import ClientError, Ints, Order, Reply, empty
@@ -33,6 +34,7 @@ from server import checkpoint
 from server.exchange import Roster, call_the_roll, exchange, post, taken
 from server.judge import Judge
 from server.methods import ServerMethod
+from server.sittings import sit
 from server.state import State, restored, snapshot, state_digest
 
 Asked = TypeVar("Asked", bound=Order)
@@ -64,6 +66,7 @@ class Federation:
     packs: PackStore | None  # None: the nodes keep the clients' records themselves
     judge: Judge
     roster: Roster
+    sender: Mapping[str, Any]  # fields of every order that say who asks
     stop: StopRequest
     parameters: Layout
     committed: tuple[int, float] = (0, 0.0)  # round and time of the last checkpoint
@@ -81,15 +84,18 @@ class Federation:
         text = as_text(scenario)
         scenario, stream = world(text)
         judge = Judge.of(scenario, stream)
+        journal = Journal(folder, rundir.LISTENERS.get())
+        name, sitting = (scenario.name, 0) if state else sit(folder, scenario.name)
         return Federation(
             scenario=scenario,
             text=text,
             stream=stream,
             grid=grid,
-            journal=Journal(folder, rundir.LISTENERS.get()),
+            journal=journal,
             packs=PackStore(Path(state)) if state else None,
             judge=judge,
-            roster=call_the_roll(grid, text, scenario.stream.clients, stop),
+            roster=call_the_roll(grid, text, scenario.stream.clients, stop, journal.error),
+            sender={"federation": name, "fingerprint": fingerprint(text), "sitting": sitting},
             stop=stop,
             parameters=judge.layout,
         )
@@ -288,7 +294,7 @@ class Federation:
         return wire.pack({"weights": self.parameters.flatten(state.weights).numpy()})
 
     def records(self, state: State, clients: Ints) -> dict[str, Any]:
-        """Return the fields of an order that say which record of each client is meant.
+        """Return the fields of an order that say who asks, and which record of each client is meant.
 
         Where the nodes keep the records these are rounds. A round counts as accepted in the state that follows it,
         before the checkpoint of that state is written; if the server falls back meanwhile, it asks for an older one.
@@ -296,8 +302,8 @@ class Federation:
         """
         if self.packs:
             packs, rows = state.index.locate(clients)
-            return {"packs": packs, "rows": rows, "folder": str(self.packs.folder)}
-        nowhere = {"packs": [""] * len(clients), "rows": np.zeros(len(clients), np.int64), "folder": ""}
+            return {**self.sender, "packs": packs, "rows": rows, "folder": str(self.packs.folder)}
+        nowhere = {**self.sender, "packs": [""] * len(clients), "rows": np.zeros(len(clients), np.int64), "folder": ""}
         oldest: Ints = np.min([each.accepted for each in self.kept] or [self.first_accepted()], axis=0)
         return {**nowhere, "accepted": state.accepted[clients], "oldest": oldest[clients]}
 

@@ -94,8 +94,8 @@ class Nodes(LocalGrid):
             return Message(Error(code=2, reason=reason), reply_to=message)
 
     def restart(self) -> None:
-        """Forget what is under way: the server is another one."""
-        self._queue, self._late = {}, []
+        """Forget what is under way but for orders that are late: the server is another one."""
+        self._queue = {}
 
     def close(self) -> None:
         self._queue.clear()

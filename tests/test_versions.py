@@ -19,13 +19,26 @@ from clients.app import app as client_app
 from clients.memories import Records
 from clients.node import InContext, place
 from clients.site import site
-from clients.versions import BadVersion, Folder, LostRecords, Place, Versions, carry_out, opened, outdated, sealed
+from clients.versions import (
+    BadVersion,
+    Folder,
+    LostRecords,
+    OldSitting,
+    Place,
+    Versions,
+    carry_out,
+    check_sitting,
+    opened,
+    outdated,
+    sealed,
+)
 from clients.work import Store, pick
 from fedcl import api, config, rundir, wire
 from fedcl.config import Scenario, config_hash
 from fedcl.engine import flower
 from fedcl.engine.choice import resolve
 from fedcl.errors import FederationError
+from fedcl.fingerprint import fingerprint
 from fedcl.orders import EvaluateOrder, Order, TraceOrder, TrainOrder, TrainReply
 from fedcl.world import as_text
 from server import checkpoint
@@ -87,13 +100,14 @@ class Server:
     round: int = 0
     accepted: tuple[int, ...] = ()  # rounds, in order
     kept: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)  # (round, accepted)
+    sitting: int = 1
 
     @property
     def order(self) -> TrainOrder:
         """The order of the next round."""
         last = [0, *self.accepted][-1]
         oldest = [0, *self.kept[0][1]][-1] if self.kept else 0
-        return order(self.round + 1, last, oldest)
+        return replace(order(self.round + 1, last, oldest), federation="run", sitting=self.sitting)
 
     @property
     def expected(self) -> Records:
@@ -114,6 +128,7 @@ class Server:
         """Go on from the n-th newest of the kept states (0: only what was not committed is lost), or the beginning."""
         self.kept = self.kept[: max(len(self.kept) - n, 0)]
         self.round, self.accepted = self.kept[-1] if self.kept else (0, ())
+        self.sitting += 1
 
 
 @dataclass
@@ -143,13 +158,9 @@ class World:
         """Let one thing happen."""
         if what == "fall back":
             self.server.fall_back(n)
-            self.late, self.ahead, self.out_of_time = [], set(self.place.rounds(0)), set()
+            self.ahead, self.out_of_time = set(self.place.rounds(0)), set()
         elif what == "arrives" and self.late:
-            self.out_of_time.add(self.late[n % len(self.late)].round)
-            try:
-                self.visit(self.late[n % len(self.late)])
-            except LostRecords:
-                assert self.server.order.oldest[0] > 0  # it names a version that no state of the server names any more
+            self.arrives(self.late[n % len(self.late)])
         elif what == "late":
             self.late.append(self.server.order)
             self.server.close(False, commit=True)
@@ -160,6 +171,19 @@ class World:
                 assert self.visit(asked) == self.server.expected
                 self.check(asked)
             self.server.close(what in ("accepted", "uncommitted"), commit=what != "uncommitted")
+
+    def arrives(self, late: TrainOrder) -> None:
+        """Let an order arrive out of its time, perhaps one of a server that has died."""
+        there, dead = sorted(self.place.rounds(0)), late.sitting < self.server.sitting
+        try:
+            self.visit(late)
+            self.out_of_time.add(late.round)
+            assert late.sitting == self.place.sittings()["run"]
+        except OldSitting:
+            assert dead
+            assert sorted(self.place.rounds(0)) == there
+        except LostRecords:  # it names a version that no state of the server names any more
+            assert dead or self.server.order.oldest[0] > 0
 
     def check(self, asked: TrainOrder) -> None:
         """Whatever some state of the server names is there, and hardly anything else."""
@@ -180,6 +204,8 @@ STEPS = ["accepted"] * 4 + ["uncommitted", "refused", "lost", "late", "arrives",
 def test_a_client_goes_on_from_what_its_server_knows(keep: int, steps: list[tuple[str, int]]) -> None:
     """Rounds accepted, refused, lost, late, repeated, committed or not, and falls back to any kept state, in any order.
 
+    Orders that are late, or come twice, arrive at any time, also when the server that sent them has died.
+
     Before every visit the record is the one that the server's accepted rounds make. After it there are the versions
     accepted since the oldest kept state, the order's own, and what is left of a fall back or of orders out of time.
     """
@@ -187,6 +213,43 @@ def test_a_client_goes_on_from_what_its_server_knows(keep: int, steps: list[tupl
     for what, n in steps:
         world.step(what, n)
     assert world.visit(world.server.order) == world.server.expected
+
+
+def test_an_order_of_a_dead_server_is_refused_once_the_new_one_has_gone_on() -> None:
+    """Round 3 of sitting 1 arrives after sitting 2 fell back to round 1 and went on: refused, and no version changes.
+
+    Without the sitting it would drop version 2 and overwrite version 3, which the new server has accepted.
+    """
+    world = World(Server(2), in_context())
+    world.step("accepted", 0)
+    world.step("refused", 0)
+    dead = world.server.order
+    assert (dead.round, dead.accepted.tolist(), dead.sitting) == (3, [1], 1)
+    world.step("fall back", 1)
+    for _ in range(3):
+        world.step("accepted", 0)
+    versions = {number: world.place.read(0, number) for number in world.place.rounds(0)}
+    with pytest.raises(OldSitting, match=r"sitting = 1 of 'run', but 2 has been seen here"):
+        world.visit(dead)
+    assert {number: world.place.read(0, number) for number in world.place.rounds(0)} == versions
+    assert {2, 3} <= set(versions)  # what the order of the dead server would have dropped and overwritten
+    assert world.visit(world.server.order) == world.server.expected
+
+
+def test_sittings_are_remembered_for_each_federation(tmp_path: Path) -> None:
+    """In the folder's file and over a restart of the node; another run may begin at 1; the 64 seen last are kept."""
+    asked = order(1, [0])
+    for name, sitting in (("a", 3), ("b", 1), ("a", 3), ("b", 2)):
+        check_sitting(replace(asked, federation=name, sitting=sitting), Folder(tmp_path))
+    assert json.loads((tmp_path / "sittings.json").read_text()) == {"a": 3, "b": 2}
+    with pytest.raises(OldSitting):
+        check_sitting(replace(asked, federation="a", sitting=2), Folder(tmp_path))
+    for number in range(64):
+        check_sitting(replace(asked, federation=str(number), sitting=1), Folder(tmp_path))
+    assert list(Folder(tmp_path).sittings()) == [str(number) for number in range(64)]
+    (tmp_path / "sittings.json").write_text("[1]")
+    with pytest.raises(ValueError, match=r"sittings\.json is damaged"):
+        check_sitting(asked, Folder(tmp_path))
 
 
 def test_versions_stay_few(tmp_path: Path) -> None:
@@ -365,6 +428,7 @@ PERSONAL = tiny("client.method=derpp", "model.personal=[head]", "model.dtype=flo
 def ask(asked: Order, at: Context, scenario: Scenario = PERSONAL) -> Any:
     """Return the ClientApp's reply to an order."""
     kind = {EvaluateOrder: "evaluate", TraceOrder: "query.trace"}.get(type(asked), "train")
+    asked = replace(asked, fingerprint=fingerprint(as_text(scenario)))
     message = Message(wire.encode(asked, config=as_text(scenario)), 1, kind)
     flower.number(message)
     return wire.decode(client_app(message, at).content)

@@ -23,6 +23,7 @@ from fedcl.engine import flower
 from fedcl.engine.grid import LocalGrid
 from fedcl.engine.worker import EMPTY, Worker
 from fedcl.errors import FederationError
+from fedcl.fingerprint import fingerprint
 from fedcl.interrupt import Stopped
 from fedcl.orders import Order, Reply
 from fedcl.streams import Stream
@@ -114,7 +115,8 @@ class RayGrid(LocalGrid):
         for message in messages:
             ids.append(flower.number(message))
             if message.metadata.message_type == "query.hello":
-                self._ready.append(Message(wire.hello(np.arange(self._clients)), reply_to=message))
+                own = fingerprint(wire.text(message.content, "config"))
+                self._ready.append(Message(wire.hello(np.arange(self._clients), own), reply_to=message))
                 continue
             order: Order = wire.decode(message.content)
             weights = id(message.content.array_records["weights"])
