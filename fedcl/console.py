@@ -183,6 +183,13 @@ class Progress:
         for note in event["notes"]:
             self._errors.print(escape(f"round {event['round']}: {note}"), style="yellow", soft_wrap=True)
 
+    def _on_waiting(self, event: Event) -> None:
+        self._say(f"round {event['round']}: waiting for nodes: {event['here']} clients are here, {event['needed']} needed")
+
+    def _on_late(self, event: Event) -> None:
+        whose = ", ".join(map(str, event["clients"]))
+        self._say(f"round {event['round']}: the answer of clients {whose} came after server.deadline: refused")
+
     def _on_client_error(self, event: Event) -> None:
         self._errors.print(
             escape(

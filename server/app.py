@@ -61,6 +61,7 @@ def one_round(federation: Federation, state: State, round: int) -> State:
     """Score, select, plan, train; aggregate, optimise, project; consolidate; evaluate."""
     server = federation.scenario.server
     before = federation.begin_tasks(state, round)
+    federation.refuse_late()
     there = federation.there(before, round)
     before = score(federation, before, round, there)
     chosen, before = federation.select(before, round, there)

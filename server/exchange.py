@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -10,46 +9,37 @@ from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 
 from fedcl import wire
-from fedcl.fingerprint import fingerprint
 from fedcl.interrupt import StopRequest
-from fedcl.orders import ClientError, Ints, Order, Reply
+from fedcl.orders import ClientError, Order, Reply
 
 R = TypeVar("R", bound=Reply)
 POLL = 0.1  # seconds between looks at a grid that does not wait by itself
 
 
-@dataclass(frozen=True)
-class Roster:
-    """Which node hosts each client. Nodes are numbered by their lowest client: Flower's ids are random."""
-
-    ids: tuple[int, ...]  # Flower's node ids, by number
-    nodes: Ints  # (clients,) number of the node, -1: no node hosts the client now
-
-    @property
-    def reachable(self) -> np.ndarray:
-        """(clients,) bool: hosted by a node."""
-        return self.nodes >= 0
-
-
-def exchange(grid: Grid, messages: Sequence[Message], deadline: float, stop: StopRequest) -> Iterator[Message | None]:
+def exchange(
+    grid: Grid, messages: Sequence[Message], deadline: float, stop: StopRequest, missing: dict[str, int] | None = None
+) -> Iterator[Message | None]:
     """Send messages and yield their replies in the order of the messages; None for one that did not come in time.
 
     Args:
         deadline: seconds that all replies together may take.
+        missing: gets id and place of each message whose reply did not come in time; it may come later.
     """
-    ids = list(grid.push_messages(messages))
-    place = {message_id: number for number, message_id in enumerate(ids)}
+    ids = list(grid.push_messages(messages))  # None: Flower could not send it
+    place = {message_id: number for number, message_id in enumerate(ids) if message_id is not None}
     end, here, following = time.monotonic() + deadline, dict[int, Message](), 0
     while following < len(ids):
         stop.check()
-        if following in here:
-            yield here.pop(following)
+        if following in here or ids[following] is None:
+            yield here.pop(following, None)
             following += 1
             continue
         waiting = [message_id for message_id, number in place.items() if number >= following and number not in here]
         fresh = list(grid.pull_messages(waiting))
         here |= {place[reply.metadata.reply_to_message_id]: reply for reply in fresh}
         if not fresh and time.monotonic() > end:
+            if missing is not None:
+                missing[ids[following]] = following
             yield None
             following += 1
         elif not fresh:
@@ -101,50 +91,3 @@ def _misfit(reply: Any, order: Order, kind: type[Reply]) -> str | None:
     if not np.isin(reply.clients, order.clients).all() or len(np.unique(reply.clients)) != len(reply.clients):
         return "it covers clients that were not asked, or one twice"
     return None
-
-
-def call_the_roll(
-    grid: Grid, config: str, clients: int, stop: StopRequest, refused: Callable[[str], None], patience: float = 60.0
-) -> Roster:
-    """Ask every node which clients it hosts; wait up to `patience` seconds until all clients have a node.
-
-    Args:
-        refused: is told in a sentence of each node that is not asked to work.
-    """
-    hosts: dict[int, Ints] = {}
-    end = time.monotonic() + patience
-    while True:
-        fresh = [node for node in grid.get_node_ids() if node not in hosts]
-        messages = [Message(wire.config_of(config), node, "query.hello") for node in fresh]
-        for node, reply in zip(fresh, exchange(grid, messages, patience, stop), strict=True):
-            if reply is not None and not reply.has_error():
-                hosts[node], why = introduced(reply, config)
-                if why:
-                    refused(why)
-        if sum(len(each) for each in hosts.values()) >= clients or time.monotonic() > end:
-            return _roster(hosts, clients)
-        stop.check()
-        time.sleep(POLL)
-
-
-def introduced(hello: Message, config: str) -> tuple[Ints, str]:
-    """Return the clients that a node may work for, by its answer to `query.hello`, and why there are none, if so."""
-    none = np.zeros(0, np.int64)
-    try:
-        clients, theirs, own = wire.hosted(hello.content), wire.text(hello.content, "fingerprint"), fingerprint(config)
-    except wire.BadMessage as error:
-        return none, f"node {hello.metadata.src_node_id} is left out: {error}"
-    if theirs == own:
-        return clients, ""
-    who = f"the node of clients {', '.join(map(str, clients[:20].tolist()))}{', ...' * (len(clients) > 20)}"
-    what = f"its fingerprint {theirs[:12]!r} is not the server's {own[:12]!r}"
-    return none, f"{who} is left out: {what}; install the same fedcl, and the same packages of one's own, on both"
-
-
-def _roster(hosts: dict[int, Ints], clients: int) -> Roster:
-    ids = sorted((node for node, own in hosts.items() if len(own)), key=lambda node: int(hosts[node].min()))
-    nodes = np.full(clients, -1, np.int64)
-    for number, node in enumerate(ids):
-        own = hosts[node]
-        nodes[own[(own >= 0) & (own < clients)]] = number
-    return Roster(tuple(ids), nodes)

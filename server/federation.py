@@ -31,11 +31,14 @@ from fedcl.state import BrokenState, Index, PackStore, records_digest
 from fedcl.streams import Stream
 from fedcl.world import as_text, world
 from server import checkpoint
-from server.exchange import Roster, call_the_roll, exchange, post, taken
+from server.exchange import exchange, post, taken
 from server.judge import Judge
 from server.methods import ServerMethod
+from server.roster import Roll, Roster
 from server.sittings import sit
 from server.state import State, restored, snapshot, state_digest
+
+PATIENCE = 60.0  # seconds that a federation waits for all its clients before its first round
 
 Asked = TypeVar("Asked", bound=Order)
 Answered = TypeVar("Answered", bound=Reply)
@@ -65,12 +68,14 @@ class Federation:
     journal: Journal
     packs: PackStore | None  # None: the nodes keep the clients' records themselves
     judge: Judge
-    roster: Roster
+    roll: Roll
+    roster: Roster  # as it was when the round began
     sender: Mapping[str, Any]  # fields of every order that say who asks
     stop: StopRequest
     parameters: Layout
     committed: tuple[int, float] = (0, 0.0)  # round and time of the last checkpoint
     synced: set[str] = field(default_factory=set)  # packs that it has forced onto the disk
+    overdue: dict[str, Order] = field(default_factory=dict)  # messages whose answers did not come in time
     kept: list[Kept] = field(default_factory=list)  # of the checkpoints that it may fall back to, oldest first
     began: float = field(default_factory=time.monotonic)
 
@@ -86,6 +91,8 @@ class Federation:
         judge = Judge.of(scenario, stream)
         journal = Journal(folder, rundir.LISTENERS.get())
         name, sitting = (scenario.name, 0) if state else sit(folder, scenario.name)
+        clients = scenario.stream.clients
+        roll = Roll(grid=grid, config=text, clients=clients, refused=journal.error)
         return Federation(
             scenario=scenario,
             text=text,
@@ -94,7 +101,8 @@ class Federation:
             journal=journal,
             packs=PackStore(Path(state)) if state else None,
             judge=judge,
-            roster=call_the_roll(grid, text, scenario.stream.clients, stop, journal.error),
+            roll=roll,
+            roster=roll.meet(np.arange(clients), 0, stop, PATIENCE),
             sender={"federation": name, "fingerprint": fingerprint(text), "sitting": sitting},
             stop=stop,
             parameters=judge.layout,
@@ -275,13 +283,22 @@ class Federation:
         weights, roster = self.pack_weights(state), self.roster
         nodes = [roster.ids[roster.nodes[order.clients[0]]] for order in orders]
         messages = [post(kind, order, node, weights, self.text) for order, node in zip(orders, nodes, strict=True)]
-        replies = exchange(self.grid, messages, self.scenario.server.deadline, self.stop)
+        missing: dict[str, int] = {}
+        replies = exchange(self.grid, messages, self.scenario.server.deadline, self.stop, missing)
         for order, message in zip(orders, replies, strict=True):
             reply, errors = taken(message, order, answer, problem)
             for error in errors:
                 failed(error) if failed else self.client_error(order.round, error)
             if reply is not None:
                 yield order, reply
+        self.overdue |= {message_id: orders[place] for message_id, place in missing.items()}
+
+    def refuse_late(self) -> None:
+        """Write down which answers have come after their deadline; they count for nothing."""
+        for message in self.grid.pull_messages(list(self.overdue)) if self.overdue else ():
+            order = self.overdue.pop(message.metadata.reply_to_message_id)
+            if not message.has_error():
+                self.journal.write({"event": "late", "round": order.round, "clients": order.clients.tolist()})
 
     @cached_property
     def watched(self) -> Ints:
@@ -320,8 +337,16 @@ class Federation:
         return replace(state, method=method, weights=weights, begun=begun)
 
     def there(self, state: State, round: int) -> Ints:
-        """Return the clients that can be asked in a round: hosted by a node, and with something to train on."""
+        """Return the clients that can be asked in a round: hosted by a node, and with something to train on.
+
+        Waits for `server.min_clients` of them; nodes that have come since the last round are taken in.
+        """
         there = plan.available(self.stream, round, state.visits, joint=self.scenario.stream.joint)
+        least = min(self.scenario.server.min_clients, len(there))
+        event = {"event": "waiting", "round": round, "needed": least}
+        self.roster = self.roll.meet(
+            there, least, self.stop, waiting=lambda here: self.journal.write({**event, "here": here})
+        )
         reachable: Ints = there[self.roster.reachable[there]]
         return reachable
 

@@ -18,8 +18,9 @@ from fedcl.fingerprint import fingerprint
 from fedcl.interrupt import StopRequest
 from fedcl.orders import TrainOrder
 from fedcl.world import as_text
+from server import federation
 from server.app import app as server_app
-from server.exchange import call_the_roll
+from server.roster import Roll
 from server.sittings import sit
 from tests.federations import tiny
 from tests.nodes import Nodes
@@ -72,7 +73,8 @@ def test_nodes_with_another_fingerprint_are_left_out_by_name(monkeypatch: pytest
         3: RecordDict({"arrays": wire.pack({"clients": np.array([2])})}),
         4: RecordDict({"arrays": wire.pack({"clients": np.zeros(2)})}),
     }
-    roster = call_the_roll(Strange(4, strange), TEXT, 4, StopRequest(), told.append, patience=0.3)
+    roll = Roll(grid=Strange(4, strange), config=TEXT, clients=4, refused=told.append)
+    roster = roll.meet(np.arange(4), 0, StopRequest(), patience=0.3)
     assert roster.nodes.tolist() == [0, -1, -1, -1]
     other = other_version(monkeypatch)[:12]
     assert told[0].startswith("the node of clients 1 is left out: its fingerprint ")
@@ -85,7 +87,7 @@ def test_nodes_with_another_fingerprint_are_left_out_by_name(monkeypatch: pytest
 def test_a_server_leaves_such_a_node_out_of_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its client is in no round, and error.log says why."""
     flower.identify()
-    monkeypatch.setattr(call_the_roll, "__defaults__", (0.2,))
+    monkeypatch.setattr(federation, "PATIENCE", 0.2)
     grid = Strange(4, {2: wire.hello(np.array([1]), other_version(monkeypatch))})
     server_app(grid, flower.context(_asked(tmp_path / "run"), {}))
     events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
