@@ -251,14 +251,12 @@ def next_step(folder: Path, files: Iterable[File]) -> str:
     state = {file.path.relative_to(folder).as_posix(): file for file in files}
     server = state["server.crt"]
     if server.state == "made":
-        options = {"--ssl-ca-certfile": "ca.crt", "--ssl-certfile": "server.crt", "--ssl-keyfile": "server.key"}
-        named = " ".join(f"{option} {shlex.quote(str(folder / name))}" for option, name in options.items())
-        return f"start the SuperLink: flower-superlink --host 0.0.0.0 {named} --enable-supernode-auth"
+        return f"fedcl server SCENARIO --state DIR --host 0.0.0.0 --tls {shlex.quote(str(folder))} --auth"
     if server.state == "renewed":
         return "start the SuperLink anew, so that it shows the new server.crt (the nodes need nothing new)"
     made = [str(file.path) for file in state.values() if file.state == "made" and file.path.suffix == ".pub"]
     if made:
-        return f"flwr supernode register {shlex.quote(made[0])}" + (f" (and {len(made) - 1} more)" if made[1:] else "")
+        return f"fedcl server nodes add {' '.join(map(shlex.quote, made))} --state DIR"
     ends = {name: until for name, file in state.items() if (until := file.until)}
     if ends["server.crt"] >= ends["ca.crt"]:
         return f"nothing before {ends['ca.crt']:%Y-%m-%d}, when the CA ends"

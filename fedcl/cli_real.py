@@ -45,15 +45,20 @@ def _defaults(context: typer.Context, path: Path | None) -> Path | None:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise ConfigError(f"--config {str(path)!r}: cannot be read ({error})") from error
-    found, known = parse(text, str(path)), {each.name for each in context.command.params} - {"config"}
-    given = {str(name).replace("-", "_"): value for name, value in found.items()}
-    for name in given:
-        if name not in known:
-            raise ConfigError(
-                f"{path}: {name!r} is no option of {context.command_path}{nearest(name, map(str, known))}"
-            )
+    names = {_typed(each): str(each.name) for each in context.command.params if each.name != "file"}
+    given = {}
+    for key, value in parse(text, str(path)).items():
+        key = str(key).replace("_", "-")
+        if key not in names:
+            raise ConfigError(f"{path}: {key!r} is no option of {context.command_path}{nearest(key, names)}")
+        given[names[key]] = value
     context.default_map = given
     return path
+
+
+def _typed(parameter: click.Parameter) -> str:
+    """Return what a user types for a parameter, without dashes in front."""
+    return max(parameter.opts, key=len).lstrip("-")
 
 
 _CONFIG = typer.Option(

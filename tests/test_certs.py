@@ -259,7 +259,7 @@ def test_a_node_is_added_and_nothing_else_changes(copy):
     assert {name: data for name, data in after.items() if name in before} == before
     assert set(after) - set(before) == {"nodes/ward.3.key", "nodes/ward.3.pub"}
     assert {name for name, state in states(copy, files).items() if state == "made"} == set(after) - set(before)
-    assert next_step(copy, files) == f"flwr supernode register {copy / 'nodes' / 'ward.3.pub'}"
+    assert next_step(copy, files) == f"fedcl server nodes add {copy / 'nodes' / 'ward.3.pub'} --state DIR"
     notes = {file.path.name: file.note for file in files}
     assert notes["hospital-a.key"] == "was there: never overwritten"
 
@@ -526,7 +526,7 @@ def test_the_command_line_of_the_documentation(tmp_path, capsys):
     assert list(table) == ["ca.key", "ca.crt", "server.key", "server.crt", *names]
     end = certificate(tmp_path / "fed" / "server.crt").not_valid_after_utc
     assert f"made  until {end:%Y-%m-%d}  for fed.example.org, 10.0.0.5, localhost, 127.0.0.1" in table["server.crt"]
-    assert lines[-1].startswith("next: start the SuperLink: flower-superlink --host 0.0.0.0 --ssl-ca-certfile ")
+    assert lines[-1].startswith("next: fedcl server SCENARIO --state DIR --host 0.0.0.0 --tls ")
     assert main(["certs", str(tmp_path / "fed"), "--nodes", "c", "d", "--days=90", "--nodes=e"]) == 0
     assert sum(" made" in line for line in capsys.readouterr().out.splitlines()) == 6
 

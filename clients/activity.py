@@ -1,0 +1,41 @@
+"""What a node has done, one line of JSON a message, for its supervisor to tell: appended to the file FEDCL_ACTIVITY."""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from flwr.app import RecordDict
+
+from fedcl import wire
+
+
+@contextmanager
+def noted(kind: str, content: RecordDict) -> Iterator[None]:
+    """Note a message of a kind and how long the block took, or why it failed."""
+    path = os.environ.get("FEDCL_ACTIVITY")
+    if not path:
+        yield
+        return
+    began, error = time.monotonic(), ""
+    try:
+        yield
+    except Exception as raised:
+        error = (str(raised).strip().splitlines() or [type(raised).__name__])[-1]
+        raise
+    finally:
+        done = {**_about(content), "kind": kind, "seconds": round(time.monotonic() - began, 3), "error": error}
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(done) + "\n")
+
+
+def _about(content: RecordDict) -> dict[str, Any]:
+    """Return round and clients of an order that nobody has checked yet, as far as they can be read."""
+    try:
+        facts = json.loads(str(content.config_records["facts"]["json"]))
+        clients = wire.unpack(content.array_records["arrays"])["clients"].tolist()
+        return {"round": int(facts["round"]), "clients": clients}
+    except (wire.BadMessage, KeyError, ValueError, TypeError, AttributeError):
+        return {"round": 0, "clients": []}
