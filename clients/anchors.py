@@ -1,4 +1,4 @@
-"""What clients keep of the tasks they have left, for regularisers and transforms (`clients.losses.Keeper`).
+"""What clients keep of tasks they have left, and of visits, for regularisers and transforms (`clients.losses.Keeper`).
 
 A task ends for a client when a visit finds it at another position of its stream than the visit before: which visit to a
 task is the last is known only then, because a client is not asked in every round. So the model that each visit leaves
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from clients.answers.case import CHUNK, load_weights
-from clients.losses import Left
+from clients.losses import Left, Visited
 from clients.losses.lwf import CLASSES, KNOWN
 from clients.memories import Ints, Records
 from clients.site import Site
@@ -25,7 +25,7 @@ from fedcl.streams.stream import ALL_TASKS
 
 def leave(site: Site, order: TrainOrder, old: Records) -> None:
     """Let clients that come to another position of their stream take leave of the task before."""
-    if not site.kept or (order.tasks == ALL_TASKS).any():
+    if not site.leavers or (order.tasks == ALL_TASKS).any():
         return
     timeline = site.stream.timeline
     now = (timeline.begin[order.clients, 1:] <= order.clocks[:, None]).sum(axis=1)
@@ -45,7 +45,7 @@ def _take(site: Site, order: TrainOrder, old: Records, row: int) -> None:
     model = held("local")
     paths = {name: held(name) if site.path else torch.zeros_like(model) for name in ("path", "moved")}
     left = Left(case=site.case(order, row, model.clone()), model=model, **paths)
-    for each in site.keepers:
+    for each in site.leavers:
         kept = each.leave({one.name: held(one.name) for one in each.keeps}, left)
         for one in each.keeps:
             old[one.name][row] = kept[one.name].numpy(force=True)
@@ -61,11 +61,11 @@ def own(site: Site, records: Records) -> dict[str, Tensors]:
 
 
 def shared(site: Site, order: TrainOrder) -> dict[str, Tensors]:
-    """Return what the server sends for regularisers, by name and parameter; the joint oracle heeds nothing of it."""
-    if (order.tasks == ALL_TASKS).any():
-        return {}
+    """Return what the server sends for keepers, by name and parameter; the joint oracle heeds nothing about tasks."""
+    joint = bool((order.tasks == ALL_TASKS).any())
     sent = {name: torch.from_numpy(each.copy()).to(site.device) for name, each in order.shared.items()}
-    found = {name: under(name, sent) for each in site.regularisers for name in each.reads}
+    heeding = [each for each in site.keepers if each.of == "visits" or not joint]
+    found = {name: under(name, sent) for each in heeding for name in each.reads}
     if KNOWN in found and KNOWN in sent:
         known = [one for task in sent[KNOWN].tolist() for one in site.stream.tasks[task].classes]
         classes = torch.zeros(site.stream.dataset.classes, dtype=site.dtype, device=site.device)
@@ -100,6 +100,23 @@ def _logits(site: Site, weights: Tensor, items: Ints, tasks: Ints) -> Tensor:
     load_weights(site.trainer.module, site.parameters, weights)
     parts = (torch.split(torch.from_numpy(each).to(site.device), CHUNK) for each in (items, tasks))
     return torch.cat([site.trainer.module(site.trainer.data.inputs(*part)) for part in zip(*parts, strict=True)])
+
+
+def visited(site: Site, order: TrainOrder, records: Records, moved: Tensor, steps: Tensor) -> Tensors:
+    """Add to the records what a visit adds to what is kept of visits; return that, (k, n) by name.
+
+    Args:
+        moved: (k, P) what it has added to the parameters.
+        steps: (k,) local steps.
+    """
+    found: Tensors = {}
+    for each in site.visitors:
+        sent = {name: site.parameters.flatten(tensors) for name, tensors in shared(site, order).items()}
+        lr = site.scenario.client.optimizer.lr
+        found |= each.visited(Visited(moved=moved * site.shared, steps=steps, lr=lr, sent=sent))
+    for name, added in found.items():
+        records[name] += added.numpy(force=True)
+    return found
 
 
 def walked(site: Site, records: Records, start: Tensor, result: Result) -> None:

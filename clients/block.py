@@ -127,6 +127,7 @@ def train_block(
         anchors=anchors.shared(site, order),
     )
     result = site.trainer.train(block)
+    steps = torch.from_numpy(laid.counts[rows]).to(site.dtype).to(site.device)
     samples = torch.from_numpy(laid.samples[rows]).to(site.dtype).to(site.device)
     trained = Trained(
         before=weights,
@@ -134,6 +135,7 @@ def train_block(
         shared=site.shared,
         weights=samples if site.scenario.server.weights == "samples" else torch.ones_like(samples),
         max_norm=site.scenario.server.max_update_norm,
+        added=anchors.visited(site, order, own, result.after - block.start, steps),
     )
     _write(site, own, laid, rows, result)
     anchors.walked(site, own, block.start, result)

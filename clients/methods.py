@@ -5,9 +5,10 @@ point group `fedcl.client_methods`.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from clients.gradients import Transform, agem, gpm
-from clients.losses import Draw, Keeper, Regulariser, Term, ewc, lwf, prototypical, si
+from clients.gradients import Transform, agem, gpm, scaffold
+from clients.losses import Draw, Keeper, Term, ewc, lwf, prototypical, si
 from clients.losses.cross_entropy import CrossEntropy, Replay
 from clients.losses.dark import Dark
 from clients.losses.proximal import Proximal
@@ -20,6 +21,8 @@ from fedcl.subspace import Protection
 @dataclass(frozen=True, kw_only=True)
 class ClientMethod(Settings):
     """What a client adds up and in which order it bends its gradient."""
+
+    plain: ClassVar[str] = ""  # why a local step must be plain gradient descent; empty: it need not be
 
     def terms(self) -> dict[str, Term]:
         """Return the loss terms by the name under which they are logged."""
@@ -35,9 +38,11 @@ class ClientMethod(Settings):
         Raises:
             ConfigError: they do not fit.
         """
-        for each in (*self.terms().values(), *self.transforms()):
-            if isinstance(each, Keeper):
-                each.bases(parameters)
+        for each in self._keepers():
+            each.bases(parameters)
+
+    def _keepers(self) -> list[Keeper]:
+        return [each for each in (*self.terms().values(), *self.transforms()) if isinstance(each, Keeper)]
 
     @property
     def draws(self) -> tuple[Draw, ...]:
@@ -47,8 +52,13 @@ class ClientMethod(Settings):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """What its regularisers read of the server method's (`offers`)."""
-        return tuple(name for term in self.terms().values() if isinstance(term, Regulariser) for name in term.reads)
+        """What its regularisers and transforms read of the server method's (`offers`)."""
+        return tuple(name for each in self._keepers() for name in each.reads)
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """The statistics of a visit that no client has without this method."""
+        return tuple(name for each in self._keepers() for name in each.answers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +145,20 @@ class GPM(Protection, ClientMethod):
     def transforms(self) -> tuple[Transform, ...]:
         """Return the projection."""
         return (gpm.GPM(protection=self),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scaffold(ClientMethod):
+    """SCAFFOLD (Karimireddy et al., ICML 2020, arXiv:1910.06378): control variates against clients' drift, option II.
+
+    Together with `server.method: scaffold`.
+    """
+
+    plain: ClassVar[str] = "control variates are means of plain gradients"
+
+    def transforms(self) -> tuple[Transform, ...]:
+        """Return the correction."""
+        return (scaffold.Scaffold(),)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from fedcl.answers import Layout
 def record_dtype(
     *, tasks: int, classes: int, memory: Memory | None, logits: bool, optimizer: Optimizer, parameters: Layout,
     personal: int, real: str, local: bool = False, shown: int = 0, kept: Sequence[tuple[str, int]] = (),
-    path: bool = False,
+    path: bool = False, of_visits: Sequence[tuple[str, int]] = (),
 ) -> np.dtype[np.void]:  # fmt: skip
     """Return the fields of a client's record.
 
@@ -25,6 +25,7 @@ def record_dtype(
         shown: number of items for which it is kept whether a visit has shown them.
         kept: names and lengths of what is kept of the tasks that the client has left (`clients.losses.Kept`).
         path: whether a regulariser needs the path of the task that it has not left yet.
+        of_visits: names and lengths of what is kept of every visit, whatever its task.
     """
     fields: list[RecordField] = [("visits", "<i8", ()), ("cursor", "<i8", (tasks + 1,))]
     if memory:
@@ -42,6 +43,7 @@ def record_dtype(
     fields += [("position", "<i8", ())] if kept else []
     fields += [(name, real, (length,)) for name, length in kept]
     fields += [(name, real, (parameters.size,)) for name in ("path", "moved")] if path else []
+    fields += [(name, real, (length,)) for name, length in of_visits]
     return np.dtype(fields)
 
 

@@ -97,9 +97,19 @@ class Site:
 
     @cached_property
     def keepers(self) -> list[Keeper]:
-        """The terms and transforms for which a client keeps something of the tasks it has left."""
+        """The terms and transforms for which a client keeps something, or that read what the server sends."""
         method = self.scenario.client.method
         return [each for each in (*method.terms().values(), *method.transforms()) if isinstance(each, Keeper)]
+
+    @cached_property
+    def leavers(self) -> list[Keeper]:
+        """Those of them that keep something of tasks."""
+        return [each for each in self.keepers if each.keeps and each.of == "tasks"]
+
+    @cached_property
+    def visitors(self) -> list[Keeper]:
+        """Those of them that keep something of every visit."""
+        return [each for each in self.keepers if each.keeps and each.of == "visits"]
 
     @cached_property
     def kept(self) -> dict[str, Layout]:
@@ -172,9 +182,10 @@ class Site:
             parameters=self.parameters,
             personal=int(self.personal.sum()),
             real="<f4" if self.dtype == torch.float32 else "<f8",
-            local=self.curriculum.needs in ("L", "LG") or bool(self.kept),
+            local=self.curriculum.needs in ("L", "LG") or bool(self.leavers),
             shown=int(self.stream.totals.max()) if self.memory and not isinstance(self.curriculum, Vanilla) else 0,
-            kept=[(name, layout.size) for name, layout in self.kept.items()],
+            kept=[(one.name, self.kept[one.name].size) for each in self.leavers for one in each.keeps],
+            of_visits=[(one.name, self.kept[one.name].size) for each in self.visitors for one in each.keeps],
             path=self.path,
         )
 

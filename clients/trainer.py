@@ -80,7 +80,7 @@ class Block:
     buffers: dict[str, Tensor]  # optimiser buffers (K, P)
     steps_before: Tensor  # (K,) float64 optimiser steps of earlier visits (0 unless kept)
     own: dict[str, Tensors] = field(default_factory=dict)  # (K, ...) what is kept of each client
-    anchors: dict[str, Tensors] = field(default_factory=dict)  # what the server sends for regularisers
+    anchors: dict[str, Tensors] = field(default_factory=dict)  # what the server sends for regularisers and transforms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,11 +180,14 @@ class Trainer:
             losses, _ = lifted.losses(self._total({name: term}), parameters, batch._replace(noise=noise), anchors)
             return _gradient(lifted, losses, parameters)
 
-        def own(each: Transform) -> dict[str, Tensors]:
-            return {one.name: anchors.own[one.name] for one in each.keeps} if isinstance(each, Keeper) else {}
+        def known(each: Transform) -> dict[str, Tensors]:
+            if not isinstance(each, Keeper):
+                return {}
+            own = {one.name: anchors.own[one.name] for one in each.keeps}
+            return {**own, **{name: _everyones(anchors.shared[name], len(batch.noise)) for name in each.reads}}
 
         return [
-            {**{name: gradient(name, term) for name, term in each.references.items()}, **own(each)}
+            {**{name: gradient(name, term) for name, term in each.references.items()}, **known(each)}
             for each in self.transforms
         ]
 
@@ -217,6 +220,11 @@ def _gradient(lifted: Lift, losses: Tensor, parameters: Tensors, *, keep: bool =
     leaves = list(parameters.values())
     found = torch.autograd.grad(losses.sum(), leaves, allow_unused=True, materialize_grads=True, retain_graph=keep)
     return lifted.stacked(dict(zip(parameters, found, strict=True)))
+
+
+def _everyones(tensors: Tensors, k: int) -> Tensors:
+    """Return what is shared (*shape) as if each of k clients had its own (k, *shape); no memory of its own."""
+    return {name: each.expand(k, *each.shape) for name, each in tensors.items()}
 
 
 def _capture(capture: Capture, step: int, logits: Tensor, captured: Tensor) -> None:

@@ -99,6 +99,10 @@ def _delta(parameters: Layout, method: Any) -> Layout:
     return parameters.prefixed("delta") + Layout((("weight", ()),))
 
 
+def _control(parameters: Layout, method: Any) -> Layout:
+    return parameters.prefixed("control")
+
+
 def _energies(parameters: Layout, method: Any) -> Layout:
     """Per protected layer: n * r, ||R||^2, ||A||^2; then n."""
     return Layout((*((f"energy/{name}", (3,)) for name in method.protected(parameters)), ("items", ())))
@@ -141,6 +145,7 @@ def _marked(name: str, classes: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
 # Names and shapes of each statistic that clients can add up, for a model with given parameters and a server method.
 LAYOUTS: dict[str, Callable[[Layout, Any], Layout]] = {
     "delta": _delta,
+    "control": _control,
     "sketch": _sketch,
     "gram": _gram,
     "class_sums": _class_sums,

@@ -29,6 +29,7 @@ def problems(s: "Scenario") -> Iterator[str]:
     if problem and (found := problem(s.client.batch)):
         yield found
     yield from _unshared(s)
+    yield from _bent(s)
     if isinstance(s.engine.stack, int) and s.engine.stack > s.engine.cohort:
         yield f"engine.stack = {s.engine.stack}: must be at most engine.cohort = {s.engine.cohort}"
 
@@ -41,5 +42,30 @@ def _unshared(s: "Scenario") -> Iterator[str]:
     if lacking:
         where = f"server.method = {names[1]!r}: client method {names[0]!r} needs {', '.join(sorted(lacking))}"
         yield f"{where} of the server; set server.method to the one of its own name"
+    unanswered = set(getattr(server, "answers", ())) - {"delta"} - set(getattr(client, "answers", ()))
+    if unanswered:
+        where = f"client.method = {names[0]!r}: server method {names[1]!r} needs {', '.join(sorted(unanswered))}"
+        yield f"{where} of the clients; set client.method to the one of its own name"
     if getattr(server, "shares", None) == "model" and s.model.personal:
         yield f"model.personal = {s.model.personal}: method {names[1]!r} measures the global model, which must be whole"
+
+
+def _bent(s: "Scenario") -> Iterator[str]:
+    """Yield what bends local steps, or weighs answers, where a client method takes steps for plain gradients."""
+    why, optimizer = getattr(s.client.method, "plain", ""), s.client.optimizer
+    if not why:
+        return
+    name = registry.name_of("optimizers", optimizer)
+    if name != "sgd":
+        yield f"client.optimizer = {name!r}: must be 'sgd', because {why}"
+    for key, plain in (("momentum", 0.0), ("weight_decay", 0.0), ("keep", False)):
+        if getattr(optimizer, key, plain) != plain:
+            yield f"client.optimizer.{key} = {getattr(optimizer, key)}: must be {plain}, because {why}"
+    if optimizer.lr == 0:
+        yield f"client.optimizer.lr = 0: must be above 0, because {why}, which steps of no length do not tell"
+    if s.client.clip is not None:
+        yield f"client.clip = {s.client.clip}: must be null, because {why}"
+    if s.server.max_update_norm is not None:
+        yield f"server.max_update_norm = {s.server.max_update_norm}: must be null, because {why}, whatever their norm"
+    if s.server.weights != "uniform":
+        yield f"server.weights = {s.server.weights!r}: must be 'uniform', because {why}, one a client"

@@ -52,6 +52,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "agem": "clients.methods:AGEM",
         "gpm": "clients.methods:GPM",
         "fedprox": "clients.methods:FedProx",
+        "scaffold": "clients.methods:Scaffold",
         "prototypical": "clients.methods:Prototypical",
     },
     "memories": {
@@ -74,6 +75,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "analytic": "server.methods.analytic:Analytic",
         "fedewc": "server.methods.fedewc:FedEWC",
         "fedlwf": "server.methods.fedlwf:FedLwF",
+        "scaffold": "server.methods.scaffold:Scaffold",
         "single-task": "server.methods.single_task:SingleTask",
     },
     "server_optimizers": {

@@ -166,7 +166,7 @@ class Federation:
         return State(
             round=0,
             weights=weights,
-            method=server.method.begin(weights),
+            method=server.method.enrolled(server.method.begin(weights), clients),
             optimizer=server.optimizer.begin(weights),
             selection=server.selection.begin(clients),
             visits=np.zeros(clients, np.int64),

@@ -76,6 +76,8 @@ def test_papers_of_class_and_module() -> None:
         ("client_methods", "fedewc", ("server.method=fedewc",)),
         ("server_methods", "fedavg", ()),
         ("server_methods", "fedlwf", ("client.method=fedlwf", "a model without personal parts")),
+        ("client_methods", "scaffold", ("server.method=scaffold",)),
+        ("server_methods", "scaffold", ("client.method=scaffold",)),
         ("server_methods", "analytic", ("a frozen embedding",)),
         ("curricula", "curr", ("a scoring pass before each visit", "pooled data for score=E")),
         ("curricula", "rand", ()),

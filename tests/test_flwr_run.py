@@ -28,6 +28,7 @@ METHODS = {
     "lwf": ("client.method=lwf", "model.dropout=[0.5]"),
     "fedewc": ("client.method=fedewc", "server.method=fedewc"),
     "fedlwf": ("client.method=fedlwf", "server.method=fedlwf"),
+    "scaffold": ("client.method=scaffold", "server.method=scaffold", "server.weights=uniform"),
     "fot": ("server.method=fot", "server.method.statistic=gram"),  # a sketch has its node's own secret in it
     "prototypes": ("client.method=frozen", "server.method=prototypes", "server.method.missions=true"),
     "analytic": ("client.method=frozen", "server.method=analytic"),

@@ -74,7 +74,7 @@ STREAM = some(
 CLIENT = some(
     method=named("name", finetune={}, er={}, der={"alpha": rate(1)}, derpp={"beta": rate(1)}, fedprox={"mu": rate(1)},
                  agem={}, gpm=BASES, ewc={"gamma": rate(1)}, si={"c": rate(1)}, lwf={"alpha": rate(3)}, fedewc={},
-                 fedlwf={}, frozen={}, prototypical={"shots": st.integers(1, 3)}),
+                 fedlwf={}, scaffold={}, frozen={}, prototypical={"shots": st.integers(1, 3)}),
     memory=named("policy", reservoir=MEMORY, **{"class-balanced": MEMORY}),
     optimizer=named("name", sgd={**LOCAL, "momentum": rate(0.9)}, adam={**LOCAL, "beta1": rate(0.9)}),
     curriculum=named("order", vanilla={}, curr=SAMPLED, anti=SAMPLED, rand=SAMPLED, cyclical={"alpha": rate(0.9)},
@@ -83,7 +83,8 @@ CLIENT = some(
     clip=st.none() | rate(9),
 )  # fmt: skip
 SERVER = some(
-    method=named("name", fedavg={}, **{"single-task": {}}, fedewc={"gamma": rate(1)}, fedlwf={}, analytic=SUMS,
+    method=named("name", fedavg={}, **{"single-task": {}}, fedewc={"gamma": rate(1)}, fedlwf={}, scaffold={},
+                 analytic=SUMS,
                  prototypes={**SUMS, "missions": st.booleans()},
                  fot={**BASES, "statistic": one_of("sketch", "gram"), "energy": one_of("reference", "squared"),
                       "project_bias": st.booleans(), "consolidate_every": one_of(0, 1)}),

@@ -7,7 +7,7 @@ server checks against them.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -17,7 +17,9 @@ from clients.answers.fisher import fisher_sums
 from clients.answers.prototypes import class_sums
 from clients.answers.ridge import ridge
 from clients.answers.subspace import gram, sketch
-from fedcl.answers import clip_rows
+from fedcl.answers import Tensors, clip_rows
+
+CONTROL = "scaffold.own"  # a client's control variate in its record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +31,7 @@ class Trained:
     shared: Tensor  # (P,) 1 where a parameter is shared, 0 where it is personal
     weights: Tensor  # (k,) weight of each answer: samples or 1
     max_norm: float | None
+    added: Tensors = field(default_factory=dict)  # (k, n) what the visit has added to what clients keep, by name
 
 
 def delta(trained: Trained) -> Tensor:
@@ -40,7 +43,12 @@ def delta(trained: Trained) -> Tensor:
     return torch.cat([update * trained.weights[:, None], trained.weights[:, None]], dim=1)
 
 
-STATISTICS: dict[str, Callable[[Trained], Tensor]] = {"delta": delta}
+def control(trained: Trained) -> Tensor:
+    """Return what the clients' control variates have grown by (`clients.gradients.scaffold`), (k, P)."""
+    return trained.added[CONTROL]
+
+
+STATISTICS: dict[str, Callable[[Trained], Tensor]] = {"delta": delta, "control": control}
 TASK_STATISTICS: dict[str, Callable[[Case], Tensor]] = {
     "sketch": sketch,
     "gram": gram,

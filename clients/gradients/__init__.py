@@ -3,8 +3,8 @@
 A transform is a frozen dataclass with `on` ("gradient": before the optimiser; "step": on what is added to the weights,
 for guarantees that Adam or weight decay would break), `references` (named loss terms whose gradients it wants: the
 trainer makes one more backward pass for each), `level` ("client", or "stack" where it cannot be lifted) and
-`__call__(gradients, references) -> gradients`. One that is a `clients.losses.Keeper` finds what it `keeps` of the tasks
-that the client has left among the references, under its name.
+`__call__(gradients, references) -> gradients`. One that is a `clients.losses.Keeper` finds what it `keeps`, and what it
+`reads` of the server's, among the references, under its name.
 """
 
 from collections.abc import Mapping
@@ -34,5 +34,5 @@ class Transform(Protocol):
 
         Args:
             gradients: by parameter.
-            references: by name: the gradients of its reference losses, and what it keeps.
+            references: by name: the gradients of its reference losses, what it keeps, and what it reads.
         """

@@ -93,7 +93,7 @@ class Term(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
-    """Numbers that a client keeps of the tasks it has left, zeros at first.
+    """Numbers that a client keeps of the tasks it has left, or of its visits, zeros at first.
 
     One a parameter, one a class, a single one, or for each layer that `Keeper.bases` names a matrix (d, d): its first
     columns are a basis of layer inputs and the others zeros, which a projection does not notice.
@@ -113,10 +113,26 @@ class Left:
     moved: Tensor  # (P,) sum of those steps: the jumps to the global model between visits are no part of either
 
 
+@dataclass(frozen=True, kw_only=True)
+class Visited:
+    """A visit of k clients that has just ended."""
+
+    moved: Tensor  # (k, P) what it has added to the parameters, 0 for personal ones
+    steps: Tensor  # (k,) local steps of each client
+    lr: float  # of its optimiser
+    sent: Tensors  # (P,) what the server sent of what is read, by name
+
+
 class Keeper:
-    """A term or a transform for which a client keeps something of the tasks it has left; these are its defaults."""
+    """A term or a transform for which a client keeps something; these are its defaults.
+
+    It finds what it `reads` of the server's among the shared anchors (a term) or its references (a transform).
+    """
 
     keeps: ClassVar[tuple[Kept, ...]] = ()
+    of: ClassVar[Literal["tasks", "visits"]] = "tasks"  # what it keeps something of: `leave` or `visited` says what
+    reads: ClassVar[tuple[str, ...]] = ()
+    answers: ClassVar[tuple[str, ...]] = ()  # statistics of a visit that no client has without it
 
     def bases(self, parameters: Layout) -> Layout:
         """Return names and shapes (d, d) of the bases that it keeps for a model's layers."""
@@ -125,6 +141,10 @@ class Keeper:
     def leave(self, kept: Tensors, left: Left) -> Tensors:
         """Return what is kept once a task is left, a vector by name, given what was kept before it."""
         return kept
+
+    def visited(self, visit: Visited) -> Tensors:
+        """Return what a visit adds to what is kept, (k, n) by name."""
+        return {}
 
 
 class Regulariser(Keeper):
@@ -135,6 +155,5 @@ class Regulariser(Keeper):
     """
 
     draws: tuple[Draw, ...] = ()
-    reads: ClassVar[tuple[str, ...]] = ()
     teacher: ClassVar[str | None] = None  # one of `keeps` or `reads`: parameters of a model whose logits it wants
     path: ClassVar[bool] = False  # whether it needs `Left.path` and `Left.moved`

@@ -24,7 +24,7 @@ class ServerMethod(Settings):
     answers: ClassVar[tuple[str, ...]] = ("delta",)
     participants: ClassVar[Literal["round", "all"]] = "round"
     when: ClassVar[Literal["client", "task"]] = "client"
-    offers: ClassVar[tuple[str, ...]] = ()  # what `shared` sends for the regularisers of a client method (`reads`)
+    offers: ClassVar[tuple[str, ...]] = ()  # what `shared` sends for a client method (`reads`)
 
     @property
     def task_answers(self) -> tuple[str, ...]:
@@ -39,6 +39,10 @@ class ServerMethod(Settings):
     def begin(self, weights: Tensors) -> Tensors:
         """Return the state before the first round."""
         return {}
+
+    def enrolled(self, state: Tensors, clients: int) -> Tensors:
+        """Return that state once it is known how many clients the federation has."""
+        return state
 
     def begin_task(self, state: Tensors, weights: Tensors, began: Sequence[int]) -> tuple[Tensors, Tensors]:
         """Return state and weights before the round in which the first client meets the global tasks `began`."""
