@@ -1,17 +1,47 @@
-"""The Flower ClientApp. Thin: what computes is imported when a message is carried out here (clients.node)."""
+"""The Flower ClientApp. Thin: it hands messages over to the node's warm worker, where one listens (clients.warm).
 
-from flwr.app import Context, Message
+Flower starts a process for every message on a real node. What computes (clients.node, torch) is imported in it only
+where there is no worker.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
+
+from clients import warm
+from clients.activity import noted
+from clients.frames import BadFrame
 
 app = ClientApp()
 
 
 def _answer(message: Message, context: Context) -> Message:
-    """Carry a message out and return the reply."""
-    from clients import node  # torch and all that computes
+    """Return the reply to a message, of the worker where there is one, else of this process."""
+    with noted(message.metadata.message_type, message.content):
+        content = _handed_over(message, context)
+        if content is None:
+            from clients import node  # torch and all that computes
 
-    content = node.answer(message.metadata.message_type, message.content, context.node_config, context.state)
+            content = node.answer(message.metadata.message_type, message.content, context.node_config, context.state)
     return Message(content, reply_to=message)
+
+
+def _handed_over(message: Message, context: Context) -> RecordDict | None:
+    """Return the answer of the worker at FEDCL_WORKER; None: there is none, or the records are in Flower's context."""
+    path = os.environ.get("FEDCL_WORKER")
+    folder = context.node_config.get("state") or os.environ.get("FEDCL_STATE")
+    if not path or not folder:
+        return None
+    settings = {**context.node_config, "state": os.path.abspath(str(folder))}
+    try:
+        return warm.hand_over(Path(path), message.metadata.message_type, message.content, settings)
+    except (ConnectionError, FileNotFoundError, BadFrame) as error:
+        why = f"fedcl: no answer of the worker at {path} ({error}): this process does the work itself"
+        print(why, file=sys.stderr, flush=True)
+        return None
 
 
 @app.query("hello")
