@@ -9,6 +9,7 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,13 +17,15 @@ from typing import Any, TypeVar
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-from clients import site, versions, work
+from clients import audit, incoming, site, versions, work
 from clients.consolidation import consolidate
 from clients.evaluation import evaluate
+from clients.policy import Policy, of_environment
 from clients.scoring import score
 from clients.trace import trace
 from fedcl import wire
 from fedcl.config import config_hash
+from fedcl.errors import ConfigError, FederationError
 from fedcl.fingerprint import fingerprint
 from fedcl.orders import ConsolidateOrder, EvaluateOrder, Ints, Order, Reply, ScoreOrder, TraceOrder, TrainOrder
 from fedcl.state import PackStore
@@ -39,6 +42,9 @@ ORDERS: dict[str, tuple[type[Order], CarryOut[Any]]] = {
     "query.score": (ScoreOrder, score),
     "query.trace": (TraceOrder, trace),
 }
+# Node-config of the node of a simulation: its orders may name a folder of records. No server can set it.
+SHARES_FOLDER = "shares-folder"
+REFUSALS = (FederationError, ConfigError, versions.OldSitting, versions.LostRecords)
 
 
 class InContext:
@@ -100,13 +106,15 @@ def answer(kind: str, content: RecordDict, settings: Settings, state: RecordDict
         state: of Flower's context; changed only where the node has no folder for its records.
 
     Raises:
-        BadMessage: the content is not what belongs to the kind.
+        BadMessage: the content is not what belongs to the kind, or not what this node carries out.
+        Refused: the node's policy is against it.
+        Unwritten: its audit cannot be written.
     """
     if kind == "query.hello":
         return _hello(content, settings)
     if kind not in ORDERS:
         raise wire.BadMessage(f"a message of type {kind!r}: known are query.hello, {', '.join(ORDERS)}")
-    return _answer(content, *ORDERS[kind], place(settings, state))
+    return _answer(content, *ORDERS[kind], settings, state)
 
 
 def _hello(content: RecordDict, settings: Settings) -> RecordDict:
@@ -124,17 +132,48 @@ def _hosted(settings: Settings, clients: int) -> Ints:
     return np.arange(first, clients, stride)
 
 
-def _answer(content: RecordDict, kind: type[Asked], carry_out: CarryOut[Asked], kept: versions.Place) -> RecordDict:
+def _answer(
+    content: RecordDict, kind: type[Asked], carry_out: CarryOut[Asked], settings: Settings, state: RecordDict
+) -> RecordDict:
     """Carry out an order of a kind, on records in the server's folder (simulation) or with the node itself."""
-    order, text = wire.decode(content), wire.text(content, "config")
-    if type(order) is not kind:
-        raise wire.BadMessage(f"a {type(order).__name__} came where a {kind.__name__} belongs")
+    policy, said = of_environment(), dict[str, Any]()
+    try:
+        order, text = wire.decode(content), wire.text(content, "config")
+        if type(order) is not kind:
+            raise wire.BadMessage(f"a {type(order).__name__} came where a {kind.__name__} belongs")
+        if order.folder and settings.get(SHARES_FOLDER):
+            return wire.encode(carry_out(site.site(text), order, PackStore(Path(order.folder))))
+        said |= {
+            "federation": order.federation[: incoming.LONGEST],
+            "round": order.round,
+            "clients": order.clients.tolist(),
+        }
+        said["config_hash"] = config_hash(scenario_of(text))
+        return wire.encode(_by_itself(order, text, carry_out, policy, settings, place(settings, state)))
+    except REFUSALS as error:
+        if policy.audit and not isinstance(error, audit.Unwritten):
+            audit.write(policy.audit, [{**said, "refused": str(error)}])
+        raise
+
+
+def _by_itself(
+    order: Asked, text: str, carry_out: CarryOut[Asked], policy: Policy, settings: Settings, kept: versions.Place
+) -> Reply:
+    """Return the reply to an order of a server that the node need not trust, once the audit lists what is in it."""
     if order.folder:
-        reply = carry_out(site.site(text), order, PackStore(Path(order.folder)))
-    else:
-        if order.fingerprint != fingerprint(text):
-            what = f"fingerprint = {order.fingerprint[:12]!r} is not this node's {fingerprint(text)[:12]!r}"
-            raise wire.BadMessage(f"{what}: the server has another fedcl, or other packages, installed")
-        here = site.site(text, kept.secret())
-        reply = versions.carry_out(order, kept, config_hash(here.scenario), partial(carry_out, here))
-    return wire.encode(reply)
+        raise wire.BadMessage(f"folder = {order.folder[:80]!r}: this node keeps its clients' records itself")
+    if order.fingerprint != fingerprint(text):
+        what = f"fingerprint = {order.fingerprint[:12]!r} is not this node's {fingerprint(text)[:12]!r}"
+        raise wire.BadMessage(f"{what}: the server has another fedcl, or other packages, installed")
+    here = site.site(text, kept.secret())
+    wrong = incoming.problem(here, order, _hosted(settings, here.scenario.stream.clients))
+    if wrong:
+        raise wire.BadMessage(wrong)
+    admitted, left_out = policy.admitted(here, order)
+    scenario = config_hash(here.scenario)
+    reply = versions.carry_out(admitted, kept, scenario, partial(carry_out, here))
+    if policy.audit:
+        said = {"federation": order.federation, "config_hash": scenario, "round": order.round}
+        lines = [{"clients": [each.client], "refused": each.error} for each in left_out]
+        audit.write(policy.audit, [{**said, **line} for line in [*lines, *audit.of_reply(here, admitted, reply)]])
+    return replace(reply, errors=[*left_out, *reply.errors])

@@ -39,7 +39,7 @@ class Nodes(LocalGrid):
         self._late: list[Message] = []
 
     def _context(self, node: int, nodes: int, state: Path | None) -> Context:
-        settings: dict[str, Any] = {"partition-id": node, "num-partitions": nodes}
+        settings: dict[str, Any] = {"partition-id": node, "num-partitions": nodes, "shares-folder": True}
         if state:
             own = state / str(node)
             own.mkdir(parents=True)

@@ -423,6 +423,7 @@ def test_a_damaged_secret_is_not_replaced(tmp_path: Path) -> None:
 # The ClientApp.
 
 PERSONAL = tiny("client.method=derpp", "model.personal=[head]", "model.dtype=float64")
+ALL = {"partition-id": 0, "num-partitions": 1}  # node-config of a node that hosts all clients
 
 
 def ask(asked: Order, at: Context, scenario: Scenario = PERSONAL) -> Any:
@@ -438,7 +439,7 @@ def ask(asked: Order, at: Context, scenario: Scenario = PERSONAL) -> Any:
 def test_the_client_app_goes_on_from_the_round_that_it_is_told(kept_in: str, tmp_path: Path) -> None:
     """Round 1, a refused round 2, round 3: the sums are those of clients that never met round 2, to the bit."""
     flower.identify()
-    at = flower.context({}, {"state": str(tmp_path)} if kept_in == "folder" else {})
+    at = flower.context({}, {**ALL, **({"state": str(tmp_path)} if kept_in == "folder" else {})})
     own, kept = Clients.of(PERSONAL), {0: dict[int, Records]()}
     for number, accepted in ((1, 0), (2, 1), (3, 1), (3, 1), (4, 3)):
         own.held = dict(kept[accepted])
@@ -454,7 +455,7 @@ def test_the_client_app_names_who_has_no_record_and_carries_out_the_rest(tmp_pat
     """Training, tracing and evaluation with personal parameters; an evaluation that needs no record asks for none."""
     flower.identify()
     scenario = config.load(config.as_dict(PERSONAL), ["evaluate.trace=1"])
-    at, weights = flower.context({}, {"state": str(tmp_path)}), Clients.of(scenario).initial
+    at, weights = flower.context({}, {**ALL, "state": str(tmp_path)}), Clients.of(scenario).initial
     assert ask(replace(order(1, [0, 0]), weights=weights), at, scenario).clients.tolist() == [0, 1]
     asked = replace(order(2, [7, 1]), weights=weights)
     plain = {name: getattr(asked, name) for name in vars(asked) if name not in ("tasks", "clocks", "shared",
@@ -474,7 +475,7 @@ def test_the_client_app_names_who_has_no_record_and_carries_out_the_rest(tmp_pat
 def test_a_record_of_another_scenario_is_refused(tmp_path: Path) -> None:
     """The same fields, another seed: a folder that two runs share is not mixed up in silence."""
     flower.identify()
-    at, weights = flower.context({}, {"state": str(tmp_path)}), Clients.of(PERSONAL).initial
+    at, weights = flower.context({}, {**ALL, "state": str(tmp_path)}), Clients.of(PERSONAL).initial
     ask(replace(order(1, [0]), weights=weights), at)
     other = config.load(config.as_dict(PERSONAL), ["seed=1"])
     with pytest.raises(LostRecords, match="was written for another scenario"):

@@ -19,7 +19,7 @@ class InlineGrid(LocalGrid):
         super().__init__()
         module, _, name = CLIENT_APP.partition(":")
         self._app = getattr(importlib.import_module(module), name)
-        self._context = flower.context({}, {"partition-id": 0, "num-partitions": 1})
+        self._context = flower.context({}, {"partition-id": 0, "num-partitions": 1, "shares-folder": True})
         self._queue: dict[str, Message] = {}
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:

@@ -1,0 +1,101 @@
+"""Why a node does not carry an order out: what a server sends is checked before anything is computed with it."""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clients.memories import Ints
+from clients.site import Site
+from fedcl.answers import LAYOUTS
+from fedcl.errors import nearest
+from fedcl.orders import Array, ConsolidateOrder, EvaluateOrder, Order, ScoreOrder, TraceOrder, TrainOrder
+from fedcl.streams.stream import ALL_TASKS
+
+# Numbers that a server may share beside the weights: this many times parameters and answers, and some for small models.
+SHARED, SMALL = 64, 1 << 20
+LONGEST = 200  # letters of a federation's name
+
+
+def problem(site: Site, order: Order, hosted: Ints) -> str | None:
+    """Return the first thing that is wrong with an order, in a sentence that names the key; None: nothing is.
+
+    Args:
+        hosted: the clients of this node.
+    """
+    return next(_problems(site, order, hosted), None)
+
+
+def _problems(site: Site, order: Order, hosted: Ints) -> Iterator[str]:
+    rounds = site.stream.timeline.rounds
+    if not 1 <= order.round <= rounds:
+        yield f"round = {order.round}: must be at least 1 and at most {rounds}"
+    if order.cohort < 0 or order.sitting < 0:
+        yield f"cohort = {order.cohort}, sitting = {order.sitting}: must be at least 0"
+    if len(order.federation) > LONGEST:
+        yield f"federation = {order.federation[:20]!r}...: must have at most {LONGEST} letters"
+    if not len(order.clients) or len(np.unique(order.clients)) != len(order.clients):
+        yield f"clients = {_shown(order.clients)}: must be some, each once"
+    foreign = order.clients[~np.isin(order.clients, hosted)]
+    if len(foreign):
+        yield f"clients = {_shown(foreign)}: not hosted by this node, which has {_shown(hosted)}"
+        return  # the other checks look up what clients have
+    yield from _weights(site, order.weights)
+    if isinstance(order, TrainOrder | ConsolidateOrder):
+        yield from _tensors(site, "shared", order.shared)
+        yield from _statistics(site, order)
+    if isinstance(order, EvaluateOrder):
+        yield from _tensors(site, "classifier", order.classifier)
+    if isinstance(order, TrainOrder | ConsolidateOrder | ScoreOrder):
+        yield from _tasks(site, order)
+
+
+def _shown(numbers: NDArray[np.int64]) -> str:
+    return f"{numbers[:10].tolist()}"[:-1] + (", ...]" if len(numbers) > 10 else "]")
+
+
+def _weights(site: Site, weights: Array) -> Iterator[str]:
+    expected = str(site.dtype).removeprefix("torch.")
+    if weights.shape != (site.parameters.size,) or str(weights.dtype) != expected:
+        what = f"{weights.dtype} of shape {weights.shape}"
+        yield f"weights: {what}, but the model has {site.parameters.size} parameters in {expected}"
+    elif not np.isfinite(weights).all():
+        yield "weights: hold numbers that are not finite"
+
+
+def _tensors(site: Site, key: str, tensors: Mapping[str, Array]) -> Iterator[str]:
+    method = site.scenario.server.method
+    own = site.parameters.size + site.layout((*method.answers, *method.task_answers)).size
+    size, most = sum(each.size for each in tensors.values()), SHARED * own + SMALL
+    if size > most:
+        yield f"{key}: {size:,} numbers, more than {most:,}, the most for this model and server method"
+    for name, each in tensors.items():
+        if each.dtype.kind == "f" and not np.isfinite(each).all():
+            yield f"{key}.{name[:80]}: holds numbers that are not finite"
+
+
+def _statistics(site: Site, order: TrainOrder | ConsolidateOrder) -> Iterator[str]:
+    method = site.scenario.server.method
+    asked = (*method.answers, *method.task_answers) if isinstance(order, TrainOrder) else method.task_answers
+    asked = (*asked, "delta") if isinstance(order, TraceOrder) else asked
+    for name in order.statistics:
+        if name not in LAYOUTS:
+            yield f"statistics: unknown {name[:80]!r}{nearest(name[:80], LAYOUTS)}"
+        elif name not in asked:
+            yield f"statistics: {name!r} is not among what this server method asks for: {', '.join(asked) or 'nothing'}"
+    if not order.statistics or len(set(order.statistics)) != len(order.statistics):
+        yield f"statistics = {order.statistics}: must be some, each once"
+
+
+def _tasks(site: Site, order: TrainOrder | ConsolidateOrder | ScoreOrder) -> Iterator[str]:
+    joint = site.scenario.stream.joint and not isinstance(order, ConsolidateOrder)
+    low, high = (ALL_TASKS if joint else 0), len(site.stream.tasks) - 1
+    if (order.tasks < low).any() or (order.tasks > high).any():
+        yield f"tasks = {_shown(order.tasks)}: must be between {low} and {high}"
+    if isinstance(order, ConsolidateOrder):
+        return
+    last = site.stream.timeline.rounds - 1
+    if (order.clocks < 0).any() or (order.clocks > last).any():
+        yield f"clocks = {_shown(order.clocks)}: must be between 0 and {last}"
+    if isinstance(order, TrainOrder) and not np.isin(order.leaving, (0, 1)).all():
+        yield f"leaving = {_shown(order.leaving)}: must be 0 or 1"

@@ -1,0 +1,99 @@
+"""What a node lets out: its operator's rules, which no order of a server can change.
+
+    FEDCL_ALLOW       statistics that may leave, separated by commas; unset: all, empty: none
+    FEDCL_MIN_COUNT   samples that a figure must rest on: a sum of one client, a class's count, a task's accuracy
+    FEDCL_AUDIT       the file that lists what has left (clients.audit)
+
+Besides the statistics of `fedcl.answers.LAYOUTS` there are `accuracy`, `score` and `trace`: what an evaluation, a
+scoring and a tracing order ask for. All is settled before any work, from the order and the node's own data.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from clients.holdings import fewest
+from clients.site import Site
+from clients.work import Asked, pick
+from fedcl.answers import LAYOUTS
+from fedcl.errors import ConfigError, FederationError, nearest
+from fedcl.orders import ClientError, ConsolidateOrder, EvaluateOrder, Order, ScoreOrder, TraceOrder, TrainOrder
+
+MEASURED: dict[type[Order], str] = {EvaluateOrder: "accuracy", ScoreOrder: "score", TraceOrder: "trace"}
+KNOWN = (*LAYOUTS, *MEASURED.values())
+
+
+class Refused(FederationError):
+    """What an order asks for must not leave this node."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """A node's rules; the defaults let everything out."""
+
+    allow: frozenset[str] | None = None  # None: every statistic
+    min_count: int = 0
+    audit: Path | None = None
+
+    def admitted(self, site: Site, order: Asked) -> tuple[Asked, list[ClientError]]:
+        """Return the order for those of its clients that have enough samples, and an error for each of the others.
+
+        What a figure rests on is known before the work, so who has too little is left out before it: nothing of it is
+        computed, and the sum of the others is formed as it would be without it. (To train client by client and look at
+        each reply would come to the same, with other roundings of the sum.)
+
+        Raises:
+            Refused: a statistic is not allowed, or nobody has enough.
+        """
+        self._check(order, getattr(site.scenario.server.method, "missions", False))
+        if not self.min_count:
+            return order, []
+        least = fewest(site, order)
+        out = (least > 0) & (least < self.min_count)
+        # The number itself stays here: it is what must not be known.
+        why = f"what it would answer rests on fewer than FEDCL_MIN_COUNT = {self.min_count} samples"
+        if out.all():
+            raise Refused(f"clients {order.clients.tolist()}: {why}")
+        errors = [ClientError(client=client, error=why, traceback="") for client in order.clients[out].tolist()]
+        return (pick(order, np.flatnonzero(~out)) if errors else order), errors
+
+    def _check(self, order: Order, missions: bool) -> None:
+        """Raise Refused if the order asks for a statistic that is not allowed."""
+        if self.allow is None:
+            return
+        for name in statistics(order, missions=missions):
+            if name not in self.allow:
+                allowed = ", ".join(sorted(self.allow)) or "nothing"
+                raise Refused(f"statistic {name!r} must not leave this node: FEDCL_ALLOW allows {allowed}")
+
+
+def statistics(order: Order, *, missions: bool = False) -> list[str]:
+    """Return the statistics that an order leads to.
+
+    Args:
+        missions: clients say with a consolidation how well they do (`server.method.missions`).
+    """
+    if type(order) in MEASURED:
+        return [MEASURED[type(order)]]
+    if isinstance(order, ConsolidateOrder):
+        return [*order.statistics, *(("accuracy",) if missions else ())]
+    return list(order.statistics) if isinstance(order, TrainOrder) else []
+
+
+def of_environment(environment: Mapping[str, str] = os.environ) -> Policy:
+    """Return the policy that stands in the environment.
+
+    Raises:
+        ConfigError: a name or number in it cannot be.
+    """
+    allow, least, audit = (environment.get(f"FEDCL_{name}") for name in ("ALLOW", "MIN_COUNT", "AUDIT"))
+    names = None if allow is None else frozenset(each.strip() for each in allow.split(",") if each.strip())
+    for name in sorted(names or ()):
+        if name not in KNOWN:
+            raise ConfigError(f"FEDCL_ALLOW = {allow!r}: unknown statistic {name!r}{nearest(name, KNOWN)}")
+    if least and not (least.isascii() and least.isdigit()):
+        raise ConfigError(f"FEDCL_MIN_COUNT = {least!r}: must be a whole number of samples, 0 or more")
+    return Policy(allow=names, min_count=int(least or 0), audit=Path(audit) if audit else None)
