@@ -26,7 +26,8 @@ LOOK = 0.2  # seconds between two looks at what goes on
 FIRST, LONGEST = 5.0, 60.0  # seconds before the first and between later attempts
 STEADY = 90.0  # seconds after which a node that ends was up, and waits as if for the first time
 ACTIVITY = "activity.jsonl"  # what the ClientApp has done, one line a message
-# What a SuperNode says when it ends -> what it means.
+CONNECTED, ALONE = "SuperNode ID:", "Connection attempt failed"  # what a SuperNode says
+# What it says when it ends -> what it means.
 REASONS = {
     r"code: 2004|Failed to activate": "refused: its key is not registered there, or its last connection has not "
     "expired yet (up to a minute)",
@@ -77,7 +78,7 @@ class Node:
             self._go_on(own, stop)
 
     def _go_on(self, own: Mapping[str, str], stop: StopRequest) -> None:
-        pause, node, worker, began = FIRST, None, None, 0.0
+        pause, node, worker, began, told = FIRST, None, None, 0.0, -LONGEST
         while True:
             if self.warm and (worker is None or not worker.alive):
                 worker = self._start_worker(own)
@@ -85,6 +86,12 @@ class Node:
                 node, began = self._start_node(own), time.monotonic()
             stop.check()
             self._tell()
+            words = node.fresh()
+            if CONNECTED in words:
+                self.say("connected")
+            if ALONE in words and time.monotonic() - told > LONGEST:
+                told = time.monotonic()
+                self.say(f"{self.server} is not reached, or speaks otherwise (TLS or plain text); trying on")
             if not node.alive:
                 pause = FIRST if time.monotonic() - began > STEADY else min(2 * pause, LONGEST)
                 self.say(f"{meaning(node.said())}; trying again in {pause:.0f} s")

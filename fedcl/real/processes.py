@@ -25,7 +25,7 @@ class Child:
 
     def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
         self.name, self.log = name, log
-        self._began = log.stat().st_size if log.exists() else 0
+        self._began = self._heard = log.stat().st_size if log.exists() else 0
         with open(log, "ab") as out:
             self._process = subprocess.Popen(
                 command, env=dict(environment), stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
@@ -61,6 +61,14 @@ class Child:
             while time.monotonic() < end and (self.alive or _group_lives(self.pid)):
                 time.sleep(0.05)
         self._process.wait()
+
+    def fresh(self) -> str:
+        """Return what it has written since this was asked last."""
+        with open(self.log, "rb") as file:
+            file.seek(self._heard)
+            text = file.read()
+        self._heard += len(text)
+        return text.decode(errors="replace")
 
     def said(self) -> str:
         """Return what it has written since it started."""

@@ -12,15 +12,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedcl import lock
+from clients.site import site
+from clients.versions import Folder, opened
+from fedcl import api, config, lock
 from fedcl.journal import read_events
 from fedcl.real.flower import free_port
+from fedcl.world import as_text
 
 PATIENCE = 420.0  # seconds that anything may take
 # Three clients, two tasks of two rounds, each round a checkpoint, one client after another: the bits of one process.
 SCENARIO = (
     "split-digits", "stream.tasks=2", "stream.clients=3", "stream.schedule.rounds_per_task=2", "client.epochs=1",
-    "server.clients_per_round=null", "engine.stack=1", "engine.device=cpu",
+    "server.clients_per_round=null", "server.min_clients=3", "engine.stack=1", "engine.device=cpu",
 )  # fmt: skip
 
 
@@ -45,6 +48,7 @@ class Machines:
     """A server and its nodes in a folder, started and killed at will."""
 
     folder: Path
+    host: str = "127.0.0.1"
     port: int = field(default_factory=free_port)
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
@@ -68,13 +72,15 @@ class Machines:
 
     def serve(self, *arguments: str) -> None:
         """Start the server."""
-        self.start("server", "server", *arguments, "--state", "server", "--port", str(self.port))
+        at = ["--host", self.host, "--port", str(self.port)]
+        self.start("server", "server", *arguments, "--state", "server", *at)
 
-    def join(self, *clients: int, name: str = "", extra: Sequence[str] = ()) -> str:
+    def join(self, *clients: int, name: str = "", extra: Sequence[str] = (), prefix: Sequence[str] = ()) -> str:
         """Start a node with these clients and return its name."""
         name = name or f"node-{clients[0]}"
         hosted = [part for client in clients for part in ("--client", str(client))]
-        self.start(name, "client", "--server", f"127.0.0.1:{self.port}", "--state", name, *hosted, *extra)
+        at = ["--server", f"{self.host}:{self.port}", "--state", name]
+        self.start(name, "client", *at, *hosted, *extra, prefix=prefix)
         return name
 
     def said(self, name: str) -> str:
@@ -153,10 +159,18 @@ class Machines:
                 process.wait()
 
 
+def visits(found: Machines, node: str, client: int, round: int) -> int:
+    """Return how often a client has trained, by the record that its node keeps of a round."""
+    scenario = api.load(found.run).config
+    place = Folder(found.folder / node / "records")
+    dtype, scenario_hash = site(as_text(scenario)).record, config.config_hash(scenario)
+    return int(opened(place.read(client, round), dtype, client, round, scenario_hash)["visits"][0])
+
+
 @contextmanager
-def machines(folder: Path) -> Iterator[Machines]:
+def machines(folder: Path, host: str = "127.0.0.1") -> Iterator[Machines]:
     """Yield machines that are all gone afterwards."""
-    found = Machines(folder)
+    found = Machines(folder, host)
     try:
         yield found
     finally:
