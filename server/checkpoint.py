@@ -156,11 +156,14 @@ def newest(
 def prune(folder: Path, keep: int) -> list[Path]:
     """Delete all but the newest `keep` checkpoints, and temporaries of a writer that was killed; return what went.
 
-    Call it between saves only: there is one writer.
+    It is gone for good: what a deleted checkpoint names is deleted next, by the store and by the nodes, and a power cut
+    must not bring back a checkpoint without it. Call it between saves only: there is one writer.
     """
     if keep < 1:
         raise ValueError(f"keep = {keep}: must be at least 1")
     gone = [*kept(folder)[:-keep], *folder.glob(TEMPORARIES)]
     for path in gone:
         path.unlink(missing_ok=True)
+    if gone:
+        sync_path(folder)
     return gone
