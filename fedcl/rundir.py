@@ -5,7 +5,7 @@ import platform
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -88,8 +88,8 @@ def claimed(folder: Path) -> Iterator[None]:
             expected = isinstance(error, ConfigError | FederationError)
             what = str(error) if expected else f"{type(error).__name__}: {error}"
             text = f"{FAILED}{' '.join(what.split())}\n" + ("" if expected else traceback.format_exc())
-            with open(folder / ERRORS, "a", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(text)
+            with suppress(OSError), open(folder / ERRORS, "a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(text)  # not where the disk is full: the error itself is told all the same
             raise
 
 

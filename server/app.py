@@ -9,6 +9,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedcl import rundir
 from fedcl.interrupt import Stopped, listening
 from fedcl.streams import empty_cells
+from server import trouble
 from server.consolidation import consolidate
 from server.evaluation import evaluate, measured
 from server.federation import Federation
@@ -33,6 +34,7 @@ def main(grid: Grid, context: Context) -> None:
     with (
         listening() as stop,
         rundir.claimed(folder),
+        trouble.told(folder),
         Federation.join(grid, scenario, folder, state_folder, stop) as federation,
     ):
         state = federation.restore() or opening(federation)
@@ -40,7 +42,12 @@ def main(grid: Grid, context: Context) -> None:
             while state.round < federation.stream.timeline.rounds:
                 state = federation.commit(one_round(federation, state, state.round + 1))
         except Exception as error:
-            federation.end(federation.commit(state, now=True), "stopped" if isinstance(error, Stopped) else "failed")
+            status = "stopped" if isinstance(error, Stopped) else "failed"
+            try:
+                federation.end(federation.commit(state, now=True), status)
+            except OSError:  # a disk that is full is so here too: what it denied first is told
+                if not isinstance(error, OSError):
+                    raise
             raise
         federation.end(federation.commit(state, now=True), "finished")
 
