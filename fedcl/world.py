@@ -14,6 +14,7 @@ def as_text(scenario: Scenario) -> str:
     return json.dumps(config.as_dict(scenario), sort_keys=True)
 
 
+@lru_cache(maxsize=4)  # every message brings the text; nothing of a scenario is ever changed
 def scenario_of(text: str) -> Scenario:
     """Return the scenario of a text from `as_text` (or of any YAML).
 
