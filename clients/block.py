@@ -134,7 +134,7 @@ def train_block(
         after=result.after,
         shared=site.shared,
         weights=samples if site.scenario.server.weights == "samples" else torch.ones_like(samples),
-        max_norm=site.scenario.server.max_update_norm,
+        max_norm=site.scenario.server.max_update_norm if site.scenario.server.norm_bound == "clip" else None,
         added=anchors.visited(site, order, own, result.after - block.start, steps),
     )
     _write(site, own, laid, rows, result)

@@ -96,22 +96,38 @@ def work(site: Site, order: TrainOrder, old: Records) -> Worked:
     if not len(order.clients):
         return Worked(total=total, clients=order.clients, records=old, table={}, errors=[])
     laid, stack = lay(site, order, old), site.stack
-    tables, fine = [], np.ones(len(old), np.bool_)
+    tables, errors, fine = [], list[ClientError](), np.ones(len(old), np.bool_)
     for begin in range(0, len(old), stack):
         rows = slice(begin, min(begin + stack, len(old)))
         answers, table = train_block(site, order, old, laid, rows)
         finite = torch.isfinite(answers).all(dim=1)
-        total += answers[finite].sum(dim=0)
-        fine[rows] = finite.numpy(force=True)
+        long = torch.from_numpy(_too_long(site, table["norm"])).to(finite.device)
+        errors += [_diverged(int(client)) for client in order.clients[rows][~finite.numpy(force=True)]]
+        errors += [_refused(site, int(client)) for client in order.clients[rows][(finite & long).numpy(force=True)]]
+        total += answers[finite & ~long].sum(dim=0)
+        fine[rows] = (finite & ~long).numpy(force=True)
         tables.append(table)
     old["visits"] += 1
     return Worked(
         total=total,
         clients=order.clients[fine],
         records=old[fine],
-        errors=[_diverged(int(client)) for client in order.clients[~fine]],
+        errors=errors,
         table={name: np.concatenate([table[name] for table in tables])[fine] for name in tables[0]},
     )
+
+
+def _too_long(site: Site, norms: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return which updates are to be refused for their norms (k,)."""
+    server = site.scenario.server
+    limit = np.inf if server.max_update_norm is None or server.norm_bound == "clip" else server.max_update_norm
+    long: NDArray[np.bool_] = norms > limit
+    return long
+
+
+def _refused(site: Site, client: int) -> ClientError:
+    error = f"the update is longer than server.max_update_norm = {site.scenario.server.max_update_norm:g}: refused"
+    return ClientError(client=client, error=error, traceback="")
 
 
 def _diverged(client: int) -> ClientError:

@@ -85,7 +85,10 @@ class ServerConfig(Settings):
     clients_per_round: int | None = setting(None, "clients asked in a round; default: all", low=1)
     weights: Literal["samples", "uniform"] = setting("samples", "weight of a client's answer")
     min_clients: int = setting(1, "fewer answers than this end the run (exit 1, resumable)", low=1)
-    max_update_norm: float | None = setting(None, "clip a client's update to this norm", above=0)
+    max_update_norm: float | None = setting(None, "largest norm of a client's update", above=0)
+    norm_bound: Literal["clip", "refuse"] = setting(
+        "clip", "what happens to a longer update: it is scaled down, or refused and its client named"
+    )
     deadline: float = setting(3600.0, "seconds that a round waits for answers", above=0)
 
 

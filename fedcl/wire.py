@@ -34,6 +34,7 @@ from fedcl.orders import (
 )
 
 RAW = "fedcl.raw"
+DIMENSIONS, MOST = 8, 1 << 40  # of an array, and of each of its dimensions: beside a 0, bytes do not bound the others
 DTYPES = ("float32", "float64", "int64", "int32", "bool")
 ORDERS = (TrainOrder, ConsolidateOrder, EvaluateOrder, ScoreOrder, TraceOrder)
 REPLIES = (TrainReply, ConsolidateReply, EvaluateReply, ScoreReply, TraceReply)
@@ -59,6 +60,8 @@ def _array(name: str, array: Array) -> NDArray[Any]:
     dtype = np.dtype(array.dtype)
     if any(n < 0 for n in array.shape) or math.prod(array.shape) * dtype.itemsize != len(array.data):
         raise BadMessage(f"array {name!r} claims shape {tuple(array.shape)} but brings {len(array.data)} bytes")
+    if len(array.shape) > DIMENSIONS or any(n > MOST for n in array.shape):
+        raise BadMessage(f"array {name!r} claims shape {tuple(array.shape)[:4]}: no array here has such a shape")
     return np.frombuffer(array.data, dtype).reshape(array.shape)
 
 
@@ -144,6 +147,12 @@ def _errors(listed: Any) -> list[ClientError]:
         if type(each.client) is not int or not isinstance(each.error, str) or not isinstance(each.traceback, str):
             raise BadMessage("a client error needs the client's number and two texts")
     return errors
+
+
+def size(record: RecordDict) -> tuple[int, int]:
+    """Return the bytes of a message's arrays and of its facts, without reading either."""
+    arrays = sum(len(each.data) for held in record.array_records.values() for each in held.values())
+    return arrays, sum(len(str(value)) for held in record.config_records.values() for value in held.values())
 
 
 def text(record: RecordDict, name: str) -> str:

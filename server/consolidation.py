@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedcl.answers import Answer, Layout, refusal
+from fedcl.answers import Answer, Layout
 from fedcl.metrics import shares
 from fedcl.orders import OWN_PARTS, ConsolidateOrder, ConsolidateReply, Ints
+from server.acceptance import counts_problem, samples_problem, sum_problem
+from server.exchange import Size
 from server.federation import Federation
 from server.methods import ServerMethod
 from server.state import State
@@ -40,7 +42,9 @@ def consolidate(
     for clients, tasks in _waves(pending & federation.roster.reachable[:, None]):
         orders = _orders(federation, state, round, clients, tasks)
         refused = partial(_refused, federation, state, layout)
-        for order, reply in federation.ask("query.consolidate", orders, state, ConsolidateReply, refused):
+        for order, reply in federation.ask(
+            "query.consolidate", orders, state, ConsolidateReply, refused, Size(layout.size)
+        ):
             total += torch.from_numpy(reply.total.copy())
             answered += len(reply.clients)
             came = reply.clients, order.tasks[np.searchsorted(order.clients, reply.clients)]
@@ -107,9 +111,15 @@ def _orders(federation: Federation, state: State, round: int, clients: Ints, tas
 
 def _refused(federation: Federation, state: State, layout: Layout, reply: ConsolidateReply) -> str | None:
     """Return why the sum of a reply cannot be taken, None if it can."""
+    wrong = sum_problem(layout, reply.total, "float64") or counts_problem(reply.clients, reply.table, ("n",))
+    if wrong:
+        return wrong
     total = torch.from_numpy(reply.total.copy())
+    if not len(reply.clients):
+        return "a sum of no client's statistics that is not 0" if total.any() else None
     method: ServerMethod = federation.scenario.server.method
-    problem = refusal(layout, total) or method.task_problem(state.weights, Answer(layout, total))
+    answer = Answer(layout, total)
+    problem = method.task_problem(state.weights, answer) or samples_problem(answer, reply.table["n"])
     return problem or _miscounted(reply.table)
 
 

@@ -3,12 +3,14 @@
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from fedcl.metrics import shares
 from fedcl.orders import EvaluateOrder, EvaluateReply, Ints
+from server.exchange import Size
 from server.federation import Federation, round_to
 from server.state import State
 
@@ -52,7 +54,8 @@ def _evaluate_leavers(federation: Federation, state: State, round: int, leavers:
         return
     found: dict[int, list[float | None]] = {}
     orders = _orders(federation, state, round, clients)
-    for _, reply in federation.ask("evaluate", orders, state, EvaluateReply, lambda each: _problem(each, width)):
+    problem, size = partial(_problem, tasks=width), Size(each=2 * width)
+    for _, reply in federation.ask("evaluate", orders, state, EvaluateReply, problem, size):
         for client, right, items in zip(reply.clients, reply.correct, reply.items, strict=True):
             found[int(client)] = shares(right, items)
     rows = [row for row, client in enumerate(clients.tolist()) if client in found]

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,6 +14,9 @@ from fedcl.interrupt import StopRequest
 from fedcl.orders import ClientError, Order, Reply
 
 R = TypeVar("R", bound=Reply)
+COLUMNS, LONGEST = 64, 100  # of a reply's table: columns, and letters of their names
+SENTENCE = 2000  # letters of an error's first line
+FACTS = 1 << 16  # letters that a reply may say about each client, tracebacks among them
 POLL = 0.1  # seconds between looks at a grid that does not wait by itself
 
 
@@ -50,8 +54,8 @@ def silence(message: Message | None) -> tuple[str, str]:
     """Return why a message brings no reply (did not come, or is an error) and its traceback, if any."""
     if message is None:
         return "no answer within server.deadline", ""
-    reason = message.error.reason or ""
-    return (reason.strip().splitlines() or ["no reason given"])[-1], reason
+    reason = (message.error.reason or "")[-FACTS:]
+    return (reason.strip().splitlines() or ["no reason given"])[-1][:SENTENCE], reason
 
 
 def post(kind: str, order: Order, node: int, weights: ArrayRecord, config: str) -> Message:
@@ -59,8 +63,26 @@ def post(kind: str, order: Order, node: int, weights: ArrayRecord, config: str) 
     return Message(wire.encode(order, weights, config=config), node, kind)
 
 
+@dataclass(frozen=True)
+class Size:
+    """How many numbers the arrays of a reply hold at most, beside its table."""
+
+    whole: int = 0
+    each: int = 0  # client
+
+    def problem(self, message: Message, clients: int) -> str | None:
+        """Return why a reply for so many clients is too large to be read, None if it is not."""
+        arrays, facts = wire.size(message.content)
+        most = 8 * (self.whole + clients * (self.each + COLUMNS))
+        if arrays > most:
+            return f"it brings {arrays:,} bytes of numbers, where {most:,} are the most"
+        if facts > (clients + 1) * FACTS:
+            return f"it brings {facts:,} letters beside its numbers, where {(clients + 1) * FACTS:,} are the most"
+        return None
+
+
 def taken(
-    message: Message | None, order: Order, kind: type[R], problem: Callable[[R], str | None]
+    message: Message | None, order: Order, kind: type[R], problem: Callable[[R], str | None], size: Size
 ) -> tuple[R | None, list[ClientError]]:
     """Return the reply to an order if it can be taken, and an error for each client that has no part in it.
 
@@ -68,14 +90,17 @@ def taken(
         message: None: it did not come in time.
         kind: what the reply must be.
         problem: why it cannot be taken although it is of that kind and fits the order; None: it can.
+        size: what is larger is not read.
     """
     refused, traceback = "", ""
     if message is None or message.has_error():
         refused, traceback = silence(message)
     else:
         try:
-            reply = wire.decode(message.content)
-            refused = _misfit(reply, order, kind) or problem(reply) or ""
+            refused = size.problem(message, len(order.clients)) or ""
+            if not refused:
+                reply = wire.decode(message.content)
+                refused = _misfit(reply, order, kind) or problem(reply) or ""
             if not refused:
                 return reply, reply.errors
         except wire.BadMessage as error:
@@ -90,4 +115,11 @@ def _misfit(reply: Any, order: Order, kind: type[Reply]) -> str | None:
         return f"it is not the answer of cohort {order.cohort} in round {order.round}"
     if not np.isin(reply.clients, order.clients).all() or len(np.unique(reply.clients)) != len(reply.clients):
         return "it covers clients that were not asked, or one twice"
+    failed = [each.client for each in reply.errors]
+    if len(set(failed)) != len(failed) or not set(failed) <= set(order.clients.tolist()) - set(reply.clients.tolist()):
+        return "it names errors of clients that were not asked or have answered, or of one twice"
+    if len(reply.table) > COLUMNS or any(len(name) > LONGEST for name in reply.table):
+        return f"its table has more than {COLUMNS} columns, or one with a name of more than {LONGEST} letters"
+    if any(column.dtype.kind not in "if" for column in reply.table.values()):
+        return "its table holds something else than numbers"
     return None

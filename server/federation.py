@@ -31,7 +31,7 @@ from fedcl.state import BrokenState, Index, PackStore, records_digest
 from fedcl.streams import Stream
 from fedcl.world import as_text, world
 from server import checkpoint
-from server.exchange import exchange, post, taken
+from server.exchange import Size, exchange, post, taken
 from server.judge import Judge
 from server.methods import ServerMethod
 from server.roster import Roll, Roster
@@ -271,6 +271,7 @@ class Federation:
         state: State,
         answer: type[Answered],
         problem: Callable[[Answered], str | None],
+        size: Size,
         failed: Callable[[ClientError], None] | None = None,
     ) -> Iterator[tuple[Asked, Answered]]:
         """Send orders, each to the node of its clients, and yield those whose reply can be taken, in their order.
@@ -278,6 +279,7 @@ class Federation:
         Args:
             kind: of the messages, `query.score`.
             answer, problem: what a reply must be, and why it cannot be taken although it is that (`exchange.taken`).
+            size: of a reply; a larger one is not read.
             failed: is told of each client that has no part in a reply; default: the journal is.
         """
         weights, roster = self.pack_weights(state), self.roster
@@ -286,7 +288,7 @@ class Federation:
         missing: dict[str, int] = {}
         replies = exchange(self.grid, messages, self.scenario.server.deadline, self.stop, missing)
         for order, message in zip(orders, replies, strict=True):
-            reply, errors = taken(message, order, answer, problem)
+            reply, errors = taken(message, order, answer, problem, size)
             for error in errors:
                 failed(error) if failed else self.client_error(order.round, error)
             if reply is not None:

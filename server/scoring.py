@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from fedcl.orders import Ints, ScoreOrder, ScoreReply
+from server.exchange import Size
 from server.federation import Federation
 from server.state import State
 
@@ -22,7 +23,7 @@ def score(federation: Federation, state: State, round: int, there: Ints) -> Stat
         return state
     clients, losses = [np.zeros(0, np.int64)], [np.zeros(0)]
     orders = _orders(federation, state, round, wanted)
-    for _, reply in federation.ask("query.score", orders, state, ScoreReply, _problem):
+    for _, reply in federation.ask("query.score", orders, state, ScoreReply, _problem, Size(each=2)):
         clients.append(reply.clients)
         losses.append(reply.losses / reply.counts)
     known = np.concatenate(clients)
@@ -48,4 +49,6 @@ def _orders(federation: Federation, state: State, round: int, wanted: Ints) -> l
 def _problem(reply: ScoreReply) -> str | None:
     """Return why scores cannot be; a loss that is no number can: the model may have diverged."""
     wrong = (reply.counts < 1).any() or (reply.losses < 0).any()
+    if reply.losses.dtype != np.float64:
+        return f"losses in {reply.losses.dtype}, not in float64"
     return "a client without items, or with a loss below 0" if wrong else None

@@ -5,12 +5,14 @@ them; a trace that does not come, or cannot be, is named in the journal.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 
 from fedcl.metrics import shares
 from fedcl.orders import TraceOrder, TraceReply
 from fedcl.plan import Cohort
+from server.exchange import Size
 from server.federation import Federation
 from server.state import State
 
@@ -21,8 +23,16 @@ def trace(federation: Federation, state: State, round: int, cohorts: Sequence[Co
     if not scenario.evaluate.trace or scenario.stream.joint:
         return
     orders = list(_orders(federation, state, round, cohorts))
-    for order, reply in federation.ask("query.trace", orders, state, TraceReply, lambda each: _problem(each, tasks)):
+    problem, size = partial(_problem, tasks=tasks), Size(each=1 + tasks + _points(federation, orders) * (1 + tasks))
+    for order, reply in federation.ask("query.trace", orders, state, TraceReply, problem, size):
         _write(federation, order, reply)
+
+
+def _points(federation: Federation, orders: Sequence[TraceOrder]) -> int:
+    """Return the most measurements of a client: the first, every so many steps, the last."""
+    client, every = federation.scenario.client, federation.scenario.evaluate.trace
+    sizes = [federation.stream.sizes(each.clients, each.tasks, each.clocks).max() for each in orders]
+    return 3 + (int(max(sizes, default=0)) // client.batch + 1) * client.epochs // every
 
 
 def _orders(federation: Federation, state: State, round: int, cohorts: Sequence[Cohort]) -> Iterator[TraceOrder]:

@@ -10,10 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedcl.answers import Answer, Layout, refusal
+from fedcl.answers import Answer, Layout
 from fedcl.errors import FederationError
 from fedcl.orders import Array, ClientError, TrainOrder, TrainReply
 from fedcl.plan import Cohort
+from server.acceptance import counts_problem, sum_problem, update_problem
+from server.exchange import Size
 from server.federation import Federation, round_to
 from server.state import State
 
@@ -58,8 +60,8 @@ def train(
         )
         for cohort in cohorts
     ]  # fmt: skip
-    problem = partial(_problem, layout)
-    for order, reply in federation.ask("train", orders, state, TrainReply, problem, failed=done.errors.append):
+    problem, size = partial(_problem, federation, layout, dtype), Size(layout.size)
+    for order, reply in federation.ask("train", orders, state, TrainReply, problem, size, done.errors.append):
         if not len(reply.clients):
             continue
         _add(done, order, reply)
@@ -83,13 +85,13 @@ def _shared(federation: Federation, state: State, riding: NDArray[np.bool_]) -> 
     return {name: each.numpy() for name, each in sent.items()}
 
 
-def _problem(layout: Layout, reply: TrainReply) -> str | None:
+def _problem(federation: Federation, layout: Layout, dtype: torch.dtype, reply: TrainReply) -> str | None:
     """Return why a reply cannot be added up, None if it can."""
-    counts = [(least, reply.table.get(name)) for name, least in (("n", 1), ("steps", 1), ("evicted", 0))]
-    wrong = any(each is None or each.dtype != np.int64 or (each < least).any() for least, each in counts)
-    if len(reply.clients) and wrong:
-        return "its table lacks the numbers of samples, steps and evictions, or one of them cannot be"
-    return refusal(layout, torch.from_numpy(reply.total.copy()))
+    wrong = counts_problem(reply.clients, reply.table, ("n", "steps", "evicted"))
+    wrong = wrong or sum_problem(layout, reply.total, str(dtype).removeprefix("torch."))
+    if wrong or not len(reply.clients):
+        return wrong
+    return update_problem(federation.scenario.server, Answer(layout, torch.from_numpy(reply.total.copy())), reply.table)
 
 
 def _add(done: Round, order: TrainOrder, reply: TrainReply) -> None:

@@ -1,0 +1,65 @@
+"""Whether the sums that nodes send can be: looked at before anything is added up."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from fedcl.answers import Answer, Layout, refusal
+from fedcl.config import ServerConfig
+from fedcl.orders import Array, Ints
+
+LEAST = {"n": 1, "steps": 1, "evicted": 0}
+MOST = 1 << 40  # samples, steps or evictions of a client
+ROUNDING = 1e-3  # of sums in float32, far above what it comes to
+
+
+def sum_problem(layout: Layout, total: Array, dtype: str) -> str | None:
+    """Return why a flat sum (A,) cannot be of a layout and a dtype; None: it can. Nothing is copied before."""
+    if str(total.dtype) != dtype:
+        return f"the answer is in {total.dtype}, not in {dtype}"
+    if total.shape != (layout.size,):
+        return f"the answer has shape {total.shape} instead of ({layout.size},)"
+    return refusal(layout, torch.from_numpy(total.copy()))
+
+
+def counts_problem(clients: Ints, table: Mapping[str, Array], names: Sequence[str]) -> str | None:
+    """Return why the counts of clients cannot be, None if they can."""
+    columns = [(table.get(name), LEAST[name]) for name in names]
+    wrong = any(c is None or c.dtype != np.int64 or (c < least).any() or (c > MOST).any() for c, least in columns)
+    if len(clients) and wrong:
+        words = {"n": "samples", "steps": "steps", "evicted": "evictions"}
+        return f"its table lacks the numbers of {', '.join(words[name] for name in names)}, or one of them cannot be"
+    return None
+
+
+def samples_problem(answer: Answer, n: Ints) -> str | None:
+    """Return why task statistics cannot be of n samples a client, by the samples that they count; None: they can."""
+    counted = [name for name, _ in answer.layout.shapes if name.endswith("/count") or name == "samples"]
+    for name in counted:
+        if float(answer[name].sum()) != float(n.sum()):
+            return f"its {name} is of {float(answer[name].sum()):g} samples, its table of {int(n.sum())}"
+    return None
+
+
+def update_problem(server: ServerConfig, answer: Answer, table: Mapping[str, Array]) -> str | None:
+    """Return why a sum of weighted updates cannot be what clients with these samples send, None if it can.
+
+    The weights add up to the samples (or the clients). No update is longer than `server.max_update_norm`, because
+    clients clip theirs or are refused, so the sum is not longer than that times the weights.
+    """
+    names = dict(answer.layout.shapes)
+    if "weight" not in names:
+        return None
+    expected = float(table["n"].sum()) if server.weights == "samples" else float(len(table["n"]))
+    weight, limit = float(answer["weight"]), server.max_update_norm
+    if abs(weight - expected) > ROUNDING * expected:
+        return f"the weights of its updates add up to {weight:g}, not to {expected:g}"
+    if limit is None:
+        return None
+    length = float(
+        torch.linalg.vector_norm(torch.cat([each.flatten().double() for each in answer.under("delta").values()]))
+    )
+    if length > limit * expected * (1 + ROUNDING):
+        return f"its mean update has norm {length / expected:.3g}, more than server.max_update_norm = {limit:g}"
+    return None
