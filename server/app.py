@@ -37,6 +37,7 @@ def main(grid: Grid, context: Context) -> None:
         trouble.told(folder),
         Federation.join(grid, scenario, folder, state_folder, stop) as federation,
     ):
+        federation.gather()
         state = federation.restore() or opening(federation)
         try:
             while state.round < federation.stream.timeline.rounds:

@@ -34,7 +34,7 @@ from server import checkpoint
 from server.exchange import Size, exchange, post, taken
 from server.judge import Judge
 from server.methods import ServerMethod
-from server.roster import Roll, Roster
+from server.roster import Roll, Roster, nobody
 from server.sittings import sit
 from server.state import State, restored, snapshot, state_digest
 
@@ -42,6 +42,15 @@ PATIENCE = 60.0  # seconds that a federation waits for all its clients before it
 
 Asked = TypeVar("Asked", bound=Order)
 Answered = TypeVar("Answered", bound=Reply)
+
+
+def _fail(why: str) -> None:
+    """In simulation there is no other node to wait for.
+
+    Raises:
+        FederationError: always.
+    """
+    raise FederationError(why)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +90,7 @@ class Federation:
 
     @staticmethod
     def join(grid: Grid, scenario: Scenario, folder: Path, state: str | None, stop: StopRequest) -> Federation:
-        """Make ready to run a scenario in a run directory, and find out from the grid who is there.
+        """Make ready to run a scenario in a run directory.
 
         Args:
             state: folder of the clients' records; None: the nodes keep them.
@@ -89,10 +98,9 @@ class Federation:
         text = as_text(scenario)
         scenario, stream = world(text)
         judge = Judge.of(scenario, stream)
-        journal = Journal(folder, rundir.LISTENERS.get())
         name, sitting = (scenario.name, 0) if state else sit(folder, scenario.name)
-        clients = scenario.stream.clients
-        roll = Roll(grid=grid, config=text, clients=clients, refused=journal.error)
+        journal, clients = Journal(folder, rundir.LISTENERS.get()), scenario.stream.clients
+        roll = Roll(grid=grid, config=text, clients=clients, refused=_fail if state else journal.error)
         return Federation(
             scenario=scenario,
             text=text,
@@ -102,7 +110,7 @@ class Federation:
             packs=PackStore(Path(state)) if state else None,
             judge=judge,
             roll=roll,
-            roster=roll.meet(np.arange(clients), 0, stop, PATIENCE),
+            roster=nobody(clients),
             sender={"federation": name, "fingerprint": fingerprint(text), "sitting": sitting},
             stop=stop,
             parameters=judge.layout,
@@ -127,6 +135,10 @@ class Federation:
         return bool(self.scenario.model.personal)
 
     # The beginning and the end of a run.
+
+    def gather(self) -> None:
+        """Wait a while until all clients have a node."""
+        self.roster = self.roll.meet(np.arange(len(self.roster.nodes)), 0, self.stop, PATIENCE)
 
     def restore(self) -> State | None:
         """Return the state of the newest whole checkpoint and forget what the journal says of later rounds.

@@ -31,6 +31,11 @@ class Roster:
         return self.nodes >= 0
 
 
+def nobody(clients: int) -> Roster:
+    """Return the roster before anybody has come."""
+    return Roster((), np.full(clients, -1, np.int64))
+
+
 @dataclass(kw_only=True)
 class Roll:
     """The nodes of a grid, as they have introduced themselves."""
@@ -38,10 +43,11 @@ class Roll:
     grid: Grid
     config: str
     clients: int
-    refused: Callable[[str], None]  # is told in a sentence of each node that is not asked to work
+    refused: Callable[[str], None]  # is told in a sentence, once, of each node that is not asked to work
     _hosts: dict[int, Ints] = field(default_factory=dict)  # node -> its clients; the one that came last stands last
     _asked: dict[str, int] = field(default_factory=dict)  # greeting -> node
     _later: dict[int, float] = field(default_factory=dict)  # node -> when it is greeted again
+    _told: set[str] = field(default_factory=set)
 
     def look(self) -> Roster:
         """Greet who is new, hear who has answered, strike off who has gone."""
@@ -62,10 +68,15 @@ class Roll:
         if reply.has_error():
             self._later[node] = time.monotonic() + AGAIN
             reason = (reply.error.reason or "no reason given").strip().splitlines()[-1]
-            self.refused(f"node {node} could not introduce itself: {reason}")
+            self._refuse(f"node {node} could not introduce itself: {reason}")
             return
         self._hosts[node], why = introduced(reply, self.config)
         if why:
+            self._refuse(why)
+
+    def _refuse(self, why: str) -> None:
+        if why not in self._told:
+            self._told.add(why)
             self.refused(why)
 
     def meet(

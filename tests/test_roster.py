@@ -13,6 +13,7 @@ from flwr.app import Error, Message
 
 from fedcl import wire
 from fedcl.engine import flower
+from fedcl.errors import FederationError
 from fedcl.interrupt import Stopped, StopRequest
 from fedcl.orders import Order, TrainOrder
 from fedcl.world import as_text
@@ -83,8 +84,12 @@ def test_a_node_that_cannot_introduce_itself_is_named_and_greeted_again_after_a_
     found = roll(grid, told)
     assert [found.look().nodes.tolist() for _ in range(3)] == [[0, -1, -1, -1]] * 3
     assert told == ["node 2 could not introduce itself: ValueError: it is not well"]
-    grid.sick, now = set(), time.monotonic()
+    now = time.monotonic()
     monkeypatch.setattr("server.roster.time.monotonic", lambda: now + 11)
+    assert found.look().nodes.tolist() == [0, -1, -1, -1]
+    assert (grid.greeted, len(told)) == ([1, 2, 2], 1)  # told once
+    grid.sick = set()
+    monkeypatch.setattr("server.roster.time.monotonic", lambda: now + 22)
     assert found.look().nodes.tolist() == [0, 1, -1, -1]
 
 
@@ -172,3 +177,13 @@ def test_an_answer_after_its_deadline_is_written_down_and_counts_for_nothing(
     errors = [(e["client"], e["error"]) for e in events if e["event"] == "client_error"]
     assert errors == [(1, "no answer within server.deadline")]
     assert [(e["round"], e["clients"]) for e in events if e["event"] == "late"] == [(1, [1])]
+
+
+def test_a_simulation_whose_one_node_cannot_start_fails_at_once(tmp_path: Path) -> None:
+    flower.identify()
+    started = time.monotonic()
+    records = {"state": str(tmp_path / "state")}
+    with pytest.raises(FederationError, match="node 1 could not introduce itself: ValueError: it is not well"):
+        server_app(Doors([1], sick=[1]), flower.context({**settings(tmp_path / "run"), **records}, {}))
+    assert time.monotonic() - started < 30
+    assert "the run failed: node 1 could not" in (tmp_path / "run" / "error.log").read_text()
