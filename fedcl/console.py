@@ -184,7 +184,8 @@ class Progress:
             self._errors.print(escape(f"round {event['round']}: {note}"), style="yellow", soft_wrap=True)
 
     def _on_waiting(self, event: Event) -> None:
-        self._say(f"round {event['round']}: waiting for nodes: {event['here']} clients are here, {event['needed']} needed")
+        here = f"{event['here']} clients are here, {event['needed']} needed"
+        self._say(f"round {event['round']}: waiting for nodes: {here}")
 
     def _on_late(self, event: Event) -> None:
         whose = ", ".join(map(str, event["clients"]))
