@@ -1,4 +1,4 @@
-# make setup | run | test | slow | clean        PYTHON=python3.12 chooses the interpreter of a new .venv
+# make setup | run | test | slow | machines | clean        PYTHON=python3.12 chooses the interpreter of a new .venv
 # TORCH=... chooses another build of torch:     make setup TORCH='torch --index-url https://download.pytorch.org/whl/cu130'
 PYTHON ?= python3.11
 TORCH ?=
@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
-.PHONY: setup run test slow clean
+.PHONY: setup run test slow machines clean
 
 setup: $(VENV)/.installed
 
@@ -28,17 +28,21 @@ run: setup
 	$(BIN)/fedcl run split-digits
 
 # One thread: two processes with several each would fight for the cores.
-test slow: export OMP_NUM_THREADS = 1
+test slow machines: export OMP_NUM_THREADS = 1
 
 test: $(VENV)/.tested
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy --strict fedcl clients server
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not machines"
 
 slow: $(VENV)/.tested
 	$(BIN)/python -m pytest -m slow
+
+# A federation of real processes (SuperLink, SuperNodes): TLS, faults, a cut network.
+machines: $(VENV)/.tested
+	$(BIN)/python -m pytest -m machines
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist

@@ -9,7 +9,7 @@ import pytest
 from fedcl import api, config
 from tests.federation.machines import SCENARIO, Machines, machines, until, visits
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.machines
 
 # Every client in every round, so that a round either counts with all of them or is done again.
 ALL = ("server.deadline=60", "stream.tasks=4")

@@ -10,7 +10,7 @@ import pytest
 
 from tests.federation.machines import SCENARIO, machines, visits
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.machines
 HOST = "10.231.77.1"
 
 

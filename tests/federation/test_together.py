@@ -8,7 +8,7 @@ import pytest
 from fedcl import api, config
 from tests.federation.machines import SCENARIO, fedcl, machines, until
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.machines
 
 
 @pytest.fixture(scope="module")
