@@ -49,8 +49,9 @@ def federation(method: str) -> Scenario:
 
 
 def seeded() -> random.Random:
-    """Return draws whose seed is printed."""
-    seed = int(os.environ.get("FEDCL_TEST_SEED", secrets.randbits(32)))
+    """Return draws whose seed is printed; where CI is set, the same each time, as hypothesis does it."""
+    fresh = 0 if os.environ.get("CI") else secrets.randbits(32)
+    seed = int(os.environ.get("FEDCL_TEST_SEED", fresh))
     print(f"FEDCL_TEST_SEED={seed}")
     return random.Random(seed)
 
@@ -84,6 +85,7 @@ def sitting(folder: Path, grid: Nodes, killer: Killer, scenario: Scenario, packs
         rundir.LISTENERS.reset(token)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # who is killed leaves files open
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("packs", [True, False], ids=["packs", "nodes"])
 def test_killed_at_any_line_between_replies_and_commit_it_ends_like_one_left_alone(
