@@ -2,11 +2,13 @@
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 STOPPED = 75  # exit code: stopped, resumable (EX_TEMPFAIL)
+LOOK = 0.2  # seconds between two looks at whether somebody has asked
 
 
 class Stopped(Exception):
@@ -27,6 +29,17 @@ class StopRequest:
         """
         if self.asked:
             raise Stopped
+
+    def pause(self, seconds: float) -> None:
+        """Wait so many seconds.
+
+        Raises:
+            Stopped: somebody asked for it meanwhile.
+        """
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            self.check()
+            time.sleep(LOOK)
 
 
 @contextmanager

@@ -6,5 +6,6 @@ flower.py     what Flower is told: commands, environment, the connection; its an
 nodes.py      the nodes that may take part
 bundle.py     the app that the SuperLink ships to the nodes: no code, and how a node makes sure of that
 gate.py       what runs on a node in the place of Flower's task commands
+tail.py       a file of lines that another process writes
 processes.py  a child process with a log, that does not outlive its supervisor
 """

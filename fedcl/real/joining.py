@@ -5,7 +5,6 @@ up to a minute), in the same words as a node that it does not know. So nothing b
 the node keeps lies in its folder: the clients' records and its secret (`records`), Flower's own files (`flwr`), logs.
 """
 
-import json
 import os
 import re
 import sys
@@ -13,16 +12,16 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedcl.interrupt import StopRequest
+from fedcl.interrupt import LOOK, StopRequest
 from fedcl.real import gate
 from fedcl.real.flower import environment, free_port, node_command
 from fedcl.real.processes import Child
+from fedcl.real.tail import Tail
 
-LOOK = 0.2  # seconds between two looks at what goes on
 FIRST, LONGEST = 5.0, 60.0  # seconds before the first and between later attempts
 STEADY = 90.0  # seconds after which a node that ends was up, and waits as if for the first time
 ACTIVITY = "activity.jsonl"  # what the ClientApp has done, one line a message
@@ -50,8 +49,8 @@ class Node:
     extra: Mapping[str, str]  # environment of the ClientApp: FEDCL_DATA, FEDCL_ALLOW ...
     warm: bool
     say: Callable[[str], None]
-    _children: list[Child] = field(default_factory=list)
-    _read: int = 0
+    _node: Child | None = None
+    _worker: Child | None = None
 
     def take_part(self, stop: StopRequest) -> None:
         """Take part until somebody asks for a stop.
@@ -63,41 +62,43 @@ class Node:
             (self.state / name).mkdir(mode=0o700, exist_ok=True)
         commands = self.state / "commands"
         gate.write_commands(commands)
-        activity = self.state / ACTIVITY
-        self._read = activity.stat().st_size if activity.exists() else 0
         with ExitStack() as stack:
             # A socket's path has room for about a hundred bytes.
             sockets = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedcl-")))
             stack.callback(self._end)
             own = {
                 **environment(self.state / "flwr", commands), "FEDCL_STATE": str(self.state / "records"),
-                "FEDCL_ACTIVITY": str(activity), **self.extra,
+                "FEDCL_ACTIVITY": str(self.state / ACTIVITY), **self.extra,
             }  # fmt: skip
             if self.warm:
                 own["FEDCL_WORKER"] = str(sockets / "worker")
             self._go_on(own, stop)
 
     def _go_on(self, own: Mapping[str, str], stop: StopRequest) -> None:
-        pause, node, worker, began, told = FIRST, None, None, 0.0, -LONGEST
+        activity, pause, began, told, again = Tail(self.state / ACTIVITY), FIRST / 2, 0.0, -LONGEST, 0.0
         while True:
-            if self.warm and (worker is None or not worker.alive):
-                worker = self._start_worker(own)
-            if node is None:
-                node, began = self._start_node(own), time.monotonic()
+            if self.warm and self._worker is None and time.monotonic() > again:
+                self._worker = self._start_worker(own)
+            if self._node is None:
+                self._node, began = self._start_node(own), time.monotonic()
             stop.check()
-            self._tell()
-            words = node.fresh()
+            for done in activity.fresh():
+                self.say(activity_line(done))
+            words = self._node.fresh()
             if CONNECTED in words:
                 self.say("connected")
             if ALONE in words and time.monotonic() - told > LONGEST:
                 told = time.monotonic()
                 self.say(f"{self.server} is not reached, or speaks otherwise (TLS or plain text); trying on")
-            if not node.alive:
+            if self._worker and not self._worker.alive:  # the ClientApp does its work meanwhile
+                self._worker.stop()
+                self._worker, again = None, time.monotonic() + FIRST
+            if not self._node.alive:
                 pause = FIRST if time.monotonic() - began > STEADY else min(2 * pause, LONGEST)
-                self.say(f"{meaning(node.said())}; trying again in {pause:.0f} s")
-                node.stop()
-                self._wait(pause, stop)
-                node = None
+                self.say(f"{meaning(self._node.said())}; trying again in {pause:.0f} s")
+                self._node.stop()
+                self._node = None
+                stop.pause(pause)
             time.sleep(LOOK)
 
     def _start_node(self, own: Mapping[str, str]) -> Child:
@@ -111,32 +112,12 @@ class Node:
         return self._child("worker", [*command, "--parent-pid", str(os.getpid())], own)
 
     def _child(self, name: str, command: Sequence[str], own: Mapping[str, str]) -> Child:
-        child = Child(name, command, own, self.state / "log" / f"{name}.log")
-        self._children.append(child)
-        return child
-
-    def _tell(self) -> None:
-        """Say what the ClientApp has done since the last look."""
-        path = self.state / ACTIVITY
-        if not path.exists():
-            return
-        with open(path, "rb") as file:
-            file.seek(min(self._read, path.stat().st_size))
-            for line in file:
-                if not line.endswith(b"\n"):
-                    break
-                self._read += len(line)
-                self.say(activity_line(json.loads(line)))
-
-    def _wait(self, seconds: float, stop: StopRequest) -> None:
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            stop.check()
-            time.sleep(LOOK)
+        return Child(name, command, own, self.state / "log" / f"{name}.log")
 
     def _end(self) -> None:
-        for child in reversed(self._children):
-            child.stop()
+        for child in (self._worker, self._node):
+            if child:
+                child.stop()
 
 
 def activity_line(done: Mapping[str, Any]) -> str:

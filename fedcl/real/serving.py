@@ -5,25 +5,24 @@ SuperLink, and this supervisor. Whatever dies is started again and the run goes 
 run of Flower's. The ServerApp holds the lock of the run directory, which tells this process whether it lives.
 """
 
-import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedcl import lock, rundir
 from fedcl.errors import FederationError
-from fedcl.interrupt import Stopped, StopRequest
+from fedcl.interrupt import LOOK, Stopped, StopRequest
 from fedcl.journal import ERRORS, EVENTS
 from fedcl.real import bundle
 from fedcl.real.flower import Link
 from fedcl.real.nodes import Nodes, write_link
 from fedcl.real.processes import Child
+from fedcl.real.tail import Tail
 
-LOOK = 0.2  # seconds between two looks at what goes on
 START = 120.0  # seconds that a SuperLink or a ServerApp has to come up
 FAILURES = 5  # runs of Flower's in a row that end without a new round: then it is no accident
 LONGEST = 60.0  # seconds between two attempts
@@ -41,7 +40,10 @@ class Server:
     say: Callable[[str], None]
     listener: Callable[[Event], None]
     _superlink: Child | None = None
-    _read: int = 0  # bytes of the journal that the listener knows
+
+    def __post_init__(self) -> None:
+        """Take the journal as it stands for known."""
+        self._journal = Tail(self.folder / EVENTS)
 
     def serve(self, stop: StopRequest) -> None:
         """Run the federation to its end.
@@ -54,7 +56,6 @@ class Server:
         write_link(self.state, self.link)
         app = bundle.write(self.state / "app")
         (self.state / "log").mkdir(exist_ok=True)
-        self._read = (self.folder / EVENTS).stat().st_size if (self.folder / EVENTS).exists() else 0
         failures = 0
         try:
             while not rundir.finished(self.folder):
@@ -64,7 +65,9 @@ class Server:
                 if problem and failures >= FAILURES:
                     raise FederationError(f"{failures} attempts in a row came to nothing; the last one: {problem}")
                 if problem:
-                    self._wait(min(2.0**failures, LONGEST), stop, f"{problem}; going on from the last checkpoint")
+                    seconds = min(2.0**failures, LONGEST)
+                    self.say(f"{problem}; going on from the last checkpoint in {seconds:.0f} s")
+                    stop.pause(seconds)
         finally:
             self._end()
 
@@ -143,34 +146,13 @@ class Server:
 
     def _tell(self) -> None:
         """Hand the listener what the journal has that it does not know."""
-        for event in self._fresh():
+        for event in self._journal.fresh():
             self.listener(event)
-
-    def _fresh(self) -> Iterator[Event]:
-        path = self.folder / EVENTS
-        size = path.stat().st_size if path.exists() else 0
-        self._read = min(self._read, size)  # a resumed run cuts off what comes after its checkpoint
-        if size == self._read:
-            return
-        with open(path, "rb") as file:
-            file.seek(self._read)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    break
-                self._read += len(line)
-                yield json.loads(line)
 
     def _rounds(self) -> int:
         """Return the round of the newest checkpoint."""
         found = [path.stem for path in (self.folder / "checkpoints").glob("r*.safetensors")]
         return max((int(name[1:]) for name in found if name[1:].isdecimal()), default=0)
-
-    def _wait(self, seconds: float, stop: StopRequest, why: str) -> None:
-        self.say(f"{why} in {seconds:.0f} s")
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            stop.check()
-            time.sleep(LOOK)
 
     def _end(self) -> None:
         self._tell()

@@ -1,0 +1,31 @@
+"""A file of JSON lines that another process writes, read on from where one stopped."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+class Tail:
+    """What is new in a file of JSON lines; what stands in it at first is not."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._read = self._size()
+
+    def _size(self) -> int:
+        return self._path.stat().st_size if self._path.exists() else 0
+
+    def fresh(self) -> Iterator[dict[str, Any]]:
+        """Yield the lines that have been completed since; a file that was cut off is read on from its end."""
+        size = self._size()
+        self._read = min(self._read, size)
+        if size == self._read:
+            return
+        with open(self._path, "rb") as file:
+            file.seek(self._read)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                self._read += len(line)
+                yield json.loads(line)
