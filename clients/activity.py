@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,8 +15,7 @@ from fedcl import wire
 @contextmanager
 def noted(kind: str, content: RecordDict) -> Iterator[None]:
     """Note a message of a kind and how long the block took, or why it failed."""
-    path = os.environ.get("FEDCL_ACTIVITY")
-    if not path:
+    if not os.environ.get("FEDCL_ACTIVITY"):
         yield
         return
     began, error = time.monotonic(), ""
@@ -26,7 +25,13 @@ def noted(kind: str, content: RecordDict) -> Iterator[None]:
         error = (str(raised).strip().splitlines() or [type(raised).__name__])[-1]
         raise
     finally:
-        done = {**_about(content), "kind": kind, "seconds": round(time.monotonic() - began, 3), "error": error}
+        tell({**_about(content), "kind": kind, "seconds": round(time.monotonic() - began, 3), "error": error})
+
+
+def tell(done: Mapping[str, Any]) -> None:
+    """Append a line, where somebody reads it."""
+    path = os.environ.get("FEDCL_ACTIVITY")
+    if path:
         with open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(done) + "\n")
 

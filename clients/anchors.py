@@ -32,6 +32,8 @@ def leave(site: Site, order: TrainOrder, old: Records) -> None:
     for row in np.flatnonzero((old["visits"] > 0) & (old["position"] != now)).tolist():
         tasks = order.tasks.copy()
         tasks[row] = timeline.order[order.clients[row], old["position"][row]]
+        if not site.stream.train.count[order.clients[row], tasks[row]]:
+            continue  # its files have gone: nothing of it can be kept
         _take(site, replace(order, tasks=tasks), old, row)
     old["position"] = now
 

@@ -68,6 +68,12 @@ def score(message: Message, context: Context) -> Message:
     return _answer(message, context)
 
 
+@app.query("stock")
+def stock(message: Message, context: Context) -> Message:
+    """Say how much data the clients that the message lists have now."""
+    return _answer(message, context)
+
+
 @app.query("trace")
 def trace(message: Message, context: Context) -> Message:
     """Measure how training would go for the clients that the message lists; nothing of it is kept."""

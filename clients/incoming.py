@@ -9,7 +9,7 @@ from clients.memories import Ints
 from clients.site import Site
 from fedcl.answers import LAYOUTS
 from fedcl.errors import nearest
-from fedcl.orders import Array, ConsolidateOrder, EvaluateOrder, Order, ScoreOrder, TraceOrder, TrainOrder
+from fedcl.orders import Array, ConsolidateOrder, EvaluateOrder, Order, ScoreOrder, StockOrder, TraceOrder, TrainOrder
 from fedcl.streams.stream import ALL_TASKS
 
 # Numbers that a server may share beside the weights: this many times parameters and answers, and some for small models.
@@ -40,13 +40,16 @@ def _problems(site: Site, order: Order, hosted: Ints) -> Iterator[str]:
     if len(foreign):
         yield f"clients = {_shown(foreign)}: not hosted by this node, which has {_shown(hosted)}"
         return  # the other checks look up what clients have
-    yield from _weights(site, order.weights)
+    if not isinstance(order, StockOrder):
+        yield from _weights(site, order.weights)
     if isinstance(order, TrainOrder | ConsolidateOrder):
         yield from _tensors(site, "shared", order.shared)
         yield from _statistics(site, order)
     if isinstance(order, EvaluateOrder):
         yield from _tensors(site, "classifier", order.classifier)
-    if isinstance(order, TrainOrder | ConsolidateOrder | ScoreOrder):
+    if isinstance(order, StockOrder) and not site.stream.dataset.elsewhere:
+        yield "a StockOrder: where the server has the data set it knows the stock of every client"
+    if isinstance(order, TrainOrder | ConsolidateOrder | ScoreOrder | StockOrder):
         yield from _tasks(site, order)
 
 
@@ -87,12 +90,13 @@ def _statistics(site: Site, order: TrainOrder | ConsolidateOrder) -> Iterator[st
         yield f"statistics = {order.statistics}: must be some, each once"
 
 
-def _tasks(site: Site, order: TrainOrder | ConsolidateOrder | ScoreOrder) -> Iterator[str]:
+def _tasks(site: Site, order: TrainOrder | ConsolidateOrder | ScoreOrder | StockOrder) -> Iterator[str]:
     joint = site.scenario.stream.joint and not isinstance(order, ConsolidateOrder)
-    low, high = (ALL_TASKS if joint else 0), len(site.stream.tasks) - 1
+    none = joint or isinstance(order, StockOrder)  # whose stream has not begun, or is over, has a stock all the same
+    low, high = (ALL_TASKS if none else 0), len(site.stream.tasks) - 1
     if (order.tasks < low).any() or (order.tasks > high).any():
         yield f"tasks = {_shown(order.tasks)}: must be between {low} and {high}"
-    if isinstance(order, ConsolidateOrder):
+    if isinstance(order, ConsolidateOrder | StockOrder):
         return
     last = site.stream.timeline.rounds - 1
     if (order.clocks < 0).any() or (order.clocks > last).any():

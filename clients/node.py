@@ -10,14 +10,13 @@ import re
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-from clients import audit, incoming, site, versions, work
+from clients import activity, audit, incoming, site, versions, ward, work
 from clients.consolidation import consolidate
 from clients.evaluation import evaluate
 from clients.policy import Policy, of_environment
@@ -27,8 +26,20 @@ from fedcl import wire
 from fedcl.config import config_hash
 from fedcl.errors import ConfigError, FederationError
 from fedcl.fingerprint import fingerprint
-from fedcl.orders import ConsolidateOrder, EvaluateOrder, Ints, Order, Reply, ScoreOrder, TraceOrder, TrainOrder
+from fedcl.orders import (
+    ClientError,
+    ConsolidateOrder,
+    EvaluateOrder,
+    Ints,
+    Order,
+    Reply,
+    ScoreOrder,
+    StockOrder,
+    TraceOrder,
+    TrainOrder,
+)
 from fedcl.state import PackStore
+from fedcl.streams.folder import SHOWN
 from fedcl.world import scenario_of
 
 Asked = TypeVar("Asked", bound=Order)
@@ -41,6 +52,7 @@ ORDERS: dict[str, tuple[type[Order], CarryOut[Any]]] = {
     "query.consolidate": (ConsolidateOrder, consolidate),
     "query.score": (ScoreOrder, score),
     "query.trace": (TraceOrder, trace),
+    "query.stock": (StockOrder, ward.stock),
 }
 # Node-config of the node of a simulation: its orders may name a folder of records. No server can set it.
 SHARES_FOLDER = "shares-folder"
@@ -89,6 +101,24 @@ class InContext:
     def remember(self, sittings: dict[str, int]) -> None:
         """Keep the sittings."""
         self._state["sittings"] = ConfigRecord({"json": json.dumps(sittings)})
+
+    def ledger(self, client: int) -> bytes:
+        """Return a client's ledger."""
+        return self._text(f"arrivals-{client}").encode()
+
+    def keep_ledger(self, client: int, data: bytes) -> None:
+        """Keep it."""
+        self._state[f"arrivals-{client}"] = ConfigRecord({"text": data.decode()})
+
+    def told(self, client: int, text: str) -> bool:
+        """Keep what is wrong in a client's folder and return whether that is news."""
+        before = self._text(f"faults-{client}")
+        self._state[f"faults-{client}"] = ConfigRecord({"text": text})
+        return text != before
+
+    def _text(self, name: str) -> str:
+        held = self._state.config_records.get(name)
+        return str(held["text"]) if held else ""
 
 
 def place(settings: Settings, state: RecordDict) -> versions.Place:
@@ -165,15 +195,46 @@ def _by_itself(
     if order.fingerprint != fingerprint(text):
         what = f"fingerprint = {order.fingerprint[:12]!r} is not this node's {fingerprint(text)[:12]!r}"
         raise wire.BadMessage(f"{what}: the server has another fedcl, or other packages, installed")
-    here = site.site(text, kept.secret())
+    here, left_out = site.site(text, kept.secret()), list[ClientError]()
     wrong = incoming.problem(here, order, _hosted(settings, here.scenario.stream.clients))
     if wrong:
         raise wire.BadMessage(wrong)
-    admitted, left_out = policy.admitted(here, order)
+
+    def done(asked: Asked, store: work.Store) -> Reply:
+        at = here
+        if here.stream.dataset.elsewhere:
+            store = ward.visit(here, asked, store, _folders(asked, settings), kept)
+            at = store.site
+            _tell(store, kept)
+        admitted, left_out[:] = policy.admitted(at, asked)
+        return policy.hidden(carry_out(at, admitted, store))
+
     scenario = config_hash(here.scenario)
-    reply = versions.carry_out(admitted, kept, scenario, partial(carry_out, here))
+    reply = versions.carry_out(order, kept, scenario, done)
     if policy.audit:
         said = {"federation": order.federation, "config_hash": scenario, "round": order.round}
         lines = [{"clients": [each.client], "refused": each.error} for each in left_out]
-        audit.write(policy.audit, [{**said, **line} for line in [*lines, *audit.of_reply(here, admitted, reply)]])
+        audit.write(policy.audit, [{**said, **line} for line in [*lines, *audit.of_reply(here, order, reply)]])
     return replace(reply, errors=[*left_out, *reply.errors])
+
+
+def _tell(visit: ward.Visit, kept: versions.Place) -> None:
+    """Tell what was left out of the clients' folders, once for as long as it is the same."""
+    for client, faults in zip(visit.order.clients.tolist(), visit.faults, strict=True):
+        if kept.told(client, "".join(f"{each}\n" for each in faults)):
+            shown = [str(each) for each in faults[:SHOWN]]
+            activity.tell({"kind": "faults", "clients": [client], "count": len(faults), "first": shown})
+
+
+def _folders(order: Order, settings: Settings) -> dict[int, Path]:
+    """Return the folder of each client's own data: that of the node, or one in it by the client's name if it has many.
+
+    Raises:
+        ConfigError: nobody has said where it is.
+    """
+    root = settings.get("data") or os.environ.get("FEDCL_DATA")
+    if not root:
+        raise ConfigError("the clients' own data: no folder is named; start the node with --data PATH (FEDCL_DATA)")
+    hosted = [name for name in str(settings.get("clients", "")).split(",") if name]
+    many = len(hosted) > 1 or "clients" not in settings
+    return {client: Path(str(root)) / (str(client) if many else "") for client in order.clients.tolist()}

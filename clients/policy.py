@@ -10,8 +10,9 @@ scoring and a tracing order ask for. All is settled before any work, from the or
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -20,10 +21,23 @@ from clients.site import Site
 from clients.work import Asked, pick
 from fedcl.answers import LAYOUTS
 from fedcl.errors import ConfigError, FederationError, nearest
-from fedcl.orders import ClientError, ConsolidateOrder, EvaluateOrder, Order, ScoreOrder, TraceOrder, TrainOrder
+from fedcl.orders import (
+    ClientError,
+    ConsolidateOrder,
+    EvaluateOrder,
+    Order,
+    Reply,
+    ScoreOrder,
+    StockOrder,
+    StockReply,
+    TraceOrder,
+    TrainOrder,
+)
 
+Answered = TypeVar("Answered", bound=Reply)
 MEASURED: dict[type[Order], str] = {EvaluateOrder: "accuracy", ScoreOrder: "score", TraceOrder: "trace"}
 KNOWN = (*LAYOUTS, *MEASURED.values())
+STOCK = "stock"  # how many items a client has for which task; always let out, for numbers above FEDCL_MIN_COUNT
 
 
 class Refused(FederationError):
@@ -49,7 +63,7 @@ class Policy:
             Refused: a statistic is not allowed, or nobody has enough.
         """
         self._check(order, getattr(site.scenario.server.method, "missions", False))
-        if not self.min_count:
+        if not self.min_count or isinstance(order, StockOrder):
             return order, []
         least = fewest(site, order)
         out = (least > 0) & (least < self.min_count)
@@ -62,12 +76,18 @@ class Policy:
 
     def _check(self, order: Order, missions: bool) -> None:
         """Raise Refused if the order asks for a statistic that is not allowed."""
-        if self.allow is None:
+        if self.allow is None or isinstance(order, StockOrder):  # who is not told how much there is can ask for nothing
             return
         for name in statistics(order, missions=missions):
             if name not in self.allow:
                 allowed = ", ".join(sorted(self.allow)) or "nothing"
                 raise Refused(f"statistic {name!r} must not leave this node: FEDCL_ALLOW allows {allowed}")
+
+    def hidden(self, reply: Answered) -> Answered:
+        """Return the reply in which a stock of too few items is none."""
+        if not isinstance(reply, StockReply):
+            return reply
+        return replace(reply, items=np.where(reply.items < self.min_count, 0, reply.items))
 
 
 def statistics(order: Order, *, missions: bool = False) -> list[str]:
@@ -78,6 +98,8 @@ def statistics(order: Order, *, missions: bool = False) -> list[str]:
     """
     if type(order) in MEASURED:
         return [MEASURED[type(order)]]
+    if isinstance(order, StockOrder):
+        return [STOCK]
     if isinstance(order, ConsolidateOrder):
         return [*order.statistics, *(("accuracy",) if missions else ())]
     return list(order.statistics) if isinstance(order, TrainOrder) else []

@@ -1,6 +1,7 @@
 """A client's state as data: one record of a numpy structured dtype, the same in a pack and on a real node."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,7 @@ def record_dtype(
     *, tasks: int, classes: int, memory: Memory | None, logits: bool, optimizer: Optimizer, parameters: Layout,
     personal: int, real: str, local: bool = False, shown: int = 0, kept: Sequence[tuple[str, int]] = (),
     path: bool = False, of_visits: Sequence[tuple[str, int]] = (),
+    samples: tuple[np.dtype[Any], tuple[int, ...]] | None = None,
 ) -> np.dtype[np.void]:  # fmt: skip
     """Return the fields of a client's record.
 
@@ -26,6 +28,7 @@ def record_dtype(
         kept: names and lengths of what is kept of the tasks that the client has left (`clients.losses.Kept`).
         path: whether a regulariser needs the path of the task that it has not left yet.
         of_visits: names and lengths of what is kept of every visit, whatever its task.
+        samples: dtype and shape of an input, where the memory keeps the inputs themselves.
     """
     fields: list[RecordField] = [("visits", "<i8", ()), ("cursor", "<i8", (tasks + 1,))]
     if memory:
@@ -33,6 +36,7 @@ def record_dtype(
         fields += [("count", "<i8", ()), ("seen", "<i8", ()), *((name, kind, (memory.size,)) for name, kind in columns)]
         fields += memory.fields(classes)
         fields += [("logits", real, (memory.size, classes))] if logits else []
+        fields += [("x", samples[0], (memory.size, *samples[1]))] if samples else []
     if optimizer.keep:
         fields += [("optimizer.steps", "<i8", ())]
         fields += [(f"optimizer.{name}", real, (parameters.size,)) for name in optimizer.buffers]

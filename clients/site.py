@@ -187,7 +187,13 @@ class Site:
             kept=[(one.name, self.kept[one.name].size) for each in self.leavers for one in each.keeps],
             of_visits=[(one.name, self.kept[one.name].size) for each in self.visitors for one in each.keeps],
             path=self.path,
+            samples=(self.stream.dataset.x.dtype, self.stream.dataset.x.shape[1:]) if self._keeps_samples else None,
         )
+
+    @property
+    def _keeps_samples(self) -> bool:
+        """Whether remembered samples lie in the record: where the data set may lose what it had."""
+        return self.memory is not None and self.stream.dataset.elsewhere
 
     def case(self, order: TrainOrder | ConsolidateOrder, row: int, weights: Tensor) -> Case:
         """Return one client's data of its task, and the model with these weights (P,)."""

@@ -40,6 +40,7 @@ FORMAT = 1
 SECRET = 32  # bytes
 FEDERATIONS = 64  # whose sittings are remembered
 SITTINGS = "sittings.json"
+ARRIVALS, FAULTS = "arrivals.json", "faults.txt"
 NAME = re.compile(r"r(\d{6,})\.state", re.ASCII)
 Asked = TypeVar("Asked", bound=Order)
 Answered = TypeVar("Answered", bound=Reply)
@@ -87,6 +88,15 @@ class Place(Protocol):
 
     def remember(self, sittings: dict[str, int]) -> None:
         """Keep the sittings for good."""
+
+    def ledger(self, client: int) -> bytes:
+        """Return what has arrived in a client's folder (`clients.arrivals`), nothing if nothing has."""
+
+    def keep_ledger(self, client: int, data: bytes) -> None:
+        """Keep that for good, whole or not at all."""
+
+    def told(self, client: int, text: str) -> bool:
+        """Keep what is wrong in a client's folder and return whether it is something else than before."""
 
 
 def outdated(there: Iterable[int], round: int, accepted: int, oldest: int) -> list[int]:
@@ -258,12 +268,31 @@ class Folder:
 
     def write(self, client: int, round: int, data: bytes) -> None:
         """Write a file whole or not at all and force it, its name and its folder onto the disk."""
-        path = self._file(client, round)
+        self._replace(self._file(client, round), data)
+
+    def _replace(self, path: Path, data: bytes) -> None:
         _make(self.folder)
         _make(path.parent)
         for left in path.parent.glob(TEMPORARIES):  # a client has one writer at a time
             left.unlink(missing_ok=True)
         replace_file(path, [data], sync=True)
+
+    def ledger(self, client: int) -> bytes:
+        """Return the bytes of the file `arrivals.json`, none where there is no such file."""
+        path = self._of(client) / ARRIVALS
+        return path.read_bytes() if path.exists() else b""
+
+    def keep_ledger(self, client: int, data: bytes) -> None:
+        """Write the file whole or not at all and force it onto the disk."""
+        self._replace(self._of(client) / ARRIVALS, data)
+
+    def told(self, client: int, text: str) -> bool:
+        """Write the file `faults.txt`, if it says something else."""
+        path = self._of(client) / FAULTS
+        before = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        if text != before:
+            self._replace(path, text.encode("utf-8", "replace"))
+        return text != before
 
     def drop(self, client: int, round: int) -> None:
         """Delete a file."""

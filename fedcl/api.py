@@ -109,6 +109,11 @@ def run(
         ConfigError: the scenario contradicts its data, or `out` cannot be used.
     """
     scenario, _ = choice.resolve(scenario)
+    if getattr(scenario.stream.dataset, "elsewhere", False):
+        where = "the clients' data lies in folders on their own machines"
+        raise ConfigError(
+            f"stream.dataset.name = 'local': {where}; fedcl server and fedcl client run it, there or here"
+        )
     return _go(scenario, rundir.create(scenario, out), command, listeners)
 
 

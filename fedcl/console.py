@@ -185,7 +185,7 @@ class Progress:
 
     def _on_waiting(self, event: Event) -> None:
         here = f"{event['here']} clients are here, {event['needed']} needed"
-        self._say(f"round {event['round']}: waiting for nodes: {here}")
+        self._say(f"round {event['round']}: waiting for {event['for']}: {here}")
 
     def _on_late(self, event: Event) -> None:
         whose = ", ".join(map(str, event["clients"]))

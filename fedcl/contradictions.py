@@ -30,6 +30,7 @@ def problems(s: "Scenario") -> Iterator[str]:
         yield found
     yield from _unshared(s)
     yield from _bent(s)
+    yield from _elsewhere(s)
     if isinstance(s.engine.stack, int) and s.engine.stack > s.engine.cohort:
         yield f"engine.stack = {s.engine.stack}: must be at most engine.cohort = {s.engine.cohort}"
 
@@ -69,3 +70,31 @@ def _bent(s: "Scenario") -> Iterator[str]:
         yield f"server.max_update_norm = {s.server.max_update_norm}: must be null, because {why}, whatever their norm"
     if s.server.weights != "uniform":
         yield f"server.weights = {s.server.weights!r}: must be 'uniform', because {why}, one a client"
+
+
+def _elsewhere(s: "Scenario") -> Iterator[str]:
+    """Yield what needs to know data that only its owners know, or the time at which it arrives."""
+    stream, name = s.stream, registry.name_of("datasets", s.stream.dataset)
+    opened = registry.name_of("schedules", stream.schedule) == "arrival"
+    if not getattr(stream.dataset, "elsewhere", False):
+        if opened:
+            yield f"stream.schedule.kind = 'arrival': data set {name!r} is all there at the start; set dataset = local"
+        return
+    their = f"with data set {name!r} a task is what a client's files say, or what has arrived"
+    if stream.kind != "class-incremental":
+        yield f"stream.kind = {stream.kind!r}: must be 'class-incremental'; {their}"
+    for key in ("joint", "shuffle_classes", "base_classes"):
+        if value := getattr(stream, key):
+            yield f"stream.{key} = {value}: must be {type(value)(0)}; {their}"
+    if stream.schedule.clock == "participations" and not opened:
+        yield f"stream.schedule.clock = 'participations': must be 'rounds', or the schedule 'arrival'; {their}"
+    order = registry.name_of("curricula", s.client.curriculum)
+    if order != "vanilla":
+        yield f"client.curriculum = {order!r}: must be 'vanilla', for nobody knows how much data a task will have"
+    rides = getattr(s.server.method, "participants", "") == "round" and getattr(s.server.method, "task_answers", ())
+    if opened and rides and not getattr(s.server.method, "every", 0):
+        method = registry.name_of("server_methods", s.server.method)
+        yield (
+            f"server.method = {method!r}: asks in a task's last round, which 'arrival' does not know; "
+            "set server.method.consolidate_every"
+        )

@@ -85,6 +85,13 @@ class ScoreOrder(Order):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StockOrder(Order):
+    """Say how much data each client has now; no weights are sent, nothing is computed with the data."""
+
+    tasks: Ints  # where the server believes each client to be
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClientError:
     """A client that raised or whose answer was refused."""
 
@@ -144,3 +151,10 @@ class TraceReply(Reply):
     items: Ints  # (clients, tasks) test items of the tasks that the client has met, 0 for the others
     steps: Ints  # (sum of p,) steps of the visit done by then
     right: Ints  # (sum of p, tasks) right predictions
+
+
+@dataclass(frozen=True, kw_only=True)
+class StockReply(Reply):
+    """What each client would train on now."""
+
+    items: Ints  # (clients, tasks) training items; in an online stream those that no visit has shown yet

@@ -20,6 +20,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "idx": "fedcl.streams.idx:IDX",
         "omniglot": "fedcl.streams.omniglot:Omniglot",
         "folder": "fedcl.streams.folder:Folder",
+        "local": "fedcl.streams.local:Local",
     },
     "partitions": {
         "iid": "fedcl.streams.partition:IID",
@@ -30,6 +31,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "synchronous": "fedcl.streams.schedule:Synchronous",
         "own": "fedcl.streams.schedule:Own",
         "explicit": "fedcl.streams.schedule:Explicit",
+        "arrival": "fedcl.streams.schedule:Arrival",
     },
     "models": {
         "linear": "fedcl.models.dense:Linear",

@@ -3,6 +3,7 @@
 Both sides use it: clients gather training batches and their own test items, the server the central test items.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -50,7 +51,7 @@ def source(stream: Stream, split: str, dtype: torch.dtype, device: torch.device)
     masks = None if stream.masks.all() else torch.zeros(stream.masks.shape, dtype=dtype)
     if masks is not None:
         masks[~torch.from_numpy(stream.masks.copy())] = -torch.inf
-    flat = _tensor(x.reshape(len(x), -1))
+    flat = _tensor(x.reshape(len(x), math.prod(x.shape[1:])))
     if flat.dtype != torch.uint8:
         flat = flat.to(dtype)
     return Source(

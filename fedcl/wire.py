@@ -27,6 +27,8 @@ from fedcl.orders import (
     Reply,
     ScoreOrder,
     ScoreReply,
+    StockOrder,
+    StockReply,
     TraceOrder,
     TraceReply,
     TrainOrder,
@@ -36,8 +38,8 @@ from fedcl.orders import (
 RAW = "fedcl.raw"
 DIMENSIONS, MOST = 8, 1 << 40  # of an array, and of each of its dimensions: beside a 0, bytes do not bound the others
 DTYPES = ("float32", "float64", "int64", "int32", "bool")
-ORDERS = (TrainOrder, ConsolidateOrder, EvaluateOrder, ScoreOrder, TraceOrder)
-REPLIES = (TrainReply, ConsolidateReply, EvaluateReply, ScoreReply, TraceReply)
+ORDERS = (TrainOrder, ConsolidateOrder, EvaluateOrder, ScoreOrder, TraceOrder, StockOrder)
+REPLIES = (TrainReply, ConsolidateReply, EvaluateReply, ScoreReply, TraceReply, StockReply)
 KINDS: dict[str, type] = {each.__name__: each for each in (*ORDERS, *REPLIES)}
 
 

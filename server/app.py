@@ -1,18 +1,23 @@
 """The Flower ServerApp: the one round loop. Simulation, `flwr run` and real machines all call this `main`."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
+from numpy.typing import NDArray
 
 from fedcl import rundir
+from fedcl.answers import Answer
 from fedcl.interrupt import Stopped, listening
+from fedcl.orders import Ints
 from fedcl.streams import empty_cells
 from server import trouble
 from server.consolidation import consolidate
 from server.evaluation import evaluate, measured
 from server.federation import Federation
+from server.presence import present
 from server.scoring import score
 from server.state import State
 from server.tracing import trace
@@ -67,10 +72,12 @@ def opening(federation: Federation) -> State:
 
 def one_round(federation: Federation, state: State, round: int) -> State:
     """Score, select, plan, train; aggregate, optimise, project; consolidate; evaluate."""
-    server = federation.scenario.server
-    before = federation.begin_tasks(state, round)
+    server, nothing = federation.scenario.server, np.zeros(len(state.begun), np.bool_)
     federation.refuse_late()
-    there = federation.there(before, round)
+    there, before, left = present(federation, state, round)
+    if len(left[0]):  # newer data has reached them since the round before: that was their last one at their task
+        before = closed(federation, before, round - 1, None, nothing, federation.over(before, round - 1), left)
+    before = federation.begin_tasks(before, round)
     before = score(federation, before, round, there)
     chosen, before = federation.select(before, round, there)
     cohorts = federation.plan(before, round, chosen)
@@ -84,8 +91,22 @@ def one_round(federation: Federation, state: State, round: int) -> State:
         weights = {name: weight + step[name] for name, weight in state.weights.items()}
         state = replace(state, method=method, optimizer=moments, weights=weights)
     ended, leavers = federation.ended(before, state, round)
+    return closed(federation, state, round, total, riding, ended, leavers)
+
+
+def closed(
+    federation: Federation, state: State, round: int, total: Answer | None, riding: NDArray[np.bool_],
+    ended: Sequence[int], leavers: tuple[Ints, Ints],
+) -> State:  # fmt: skip
+    """Consolidate what ends with a round, and evaluate what is due after it.
+
+    Args:
+        total: the round's answers, on which the statistics of the tasks in `riding` (tasks,) have come.
+        ended, leavers: tasks that nobody will meet again; clients that leave a task, and that task.
+    """
+    server = federation.scenario.server
     asked, state = consolidate(federation, state, round, ended, leavers)
-    over = ended or np.flatnonzero(riding).tolist()
+    over = list(ended) or np.flatnonzero(riding).tolist()
     if over or asked is not None:
         riders = total if riding.any() else None
         known = riders if server.method.participants == "round" else asked

@@ -38,7 +38,10 @@ def evaluate(
 def measured(federation: Federation, state: State, round: int) -> dict[str, Any]:
     """Return the evaluation event of the global model."""
     began = time.monotonic()
-    accuracy, loss = federation.judge.accuracy(state.weights, federation.classifier(state))
+    if federation.stream.dataset.elsewhere:
+        accuracy, loss = _pooled(federation, state, round), None
+    else:
+        accuracy, loss = federation.judge.accuracy(state.weights, federation.classifier(state))
     seconds = round_to(time.monotonic() - began)
     return {
         "event": "evaluation", "round": round, "accuracy": accuracy, "loss": loss, "started": state.begun.tolist(),
@@ -46,23 +49,37 @@ def measured(federation: Federation, state: State, round: int) -> dict[str, Any]
     }  # fmt: skip
 
 
+def _pooled(federation: Federation, state: State, round: int) -> list[float | None]:
+    """Return the accuracy on each task's test items of all watched clients that are there, taken together."""
+    clients = federation.watched[federation.roster.reachable[federation.watched]]
+    counts = np.zeros((2, len(federation.stream.tasks)), np.int64)
+    for right, items in _own(federation, state, max(1, round), clients).values():
+        counts += right, items
+    return shares(*counts)
+
+
 def _evaluate_leavers(federation: Federation, state: State, round: int, leavers: tuple[Ints, Ints]) -> None:
     """Ask the clients that left a task for the accuracy on their own test items of every task."""
     kept = np.isin(leavers[0], federation.watched) & federation.roster.reachable[leavers[0]]
-    clients, tasks, width = leavers[0][kept], leavers[1][kept], len(federation.stream.tasks)
+    clients, tasks = leavers[0][kept], leavers[1][kept]
     if not len(clients):
         return
-    found: dict[int, list[float | None]] = {}
-    orders = _orders(federation, state, round, clients)
-    problem, size = partial(_problem, tasks=width), Size(each=2 * width)
-    for _, reply in federation.ask("evaluate", orders, state, EvaluateReply, problem, size):
-        for client, right, items in zip(reply.clients, reply.correct, reply.items, strict=True):
-            found[int(client)] = shares(right, items)
+    found = {client: shares(*counts) for client, counts in _own(federation, state, round, clients).items()}
     rows = [row for row, client in enumerate(clients.tolist()) if client in found]
     federation.journal.write({
         "event": "client_task_end", "round": round, "clients": clients[rows].tolist(), "tasks": tasks[rows].tolist(),
         "accuracy": [found[int(client)] for client in clients[rows]],
     })  # fmt: skip
+
+
+def _own(federation: Federation, state: State, round: int, clients: Ints) -> dict[int, tuple[Ints, Ints]]:
+    """Return right predictions and test items, (tasks,) each, by client; who does not answer is left out."""
+    found, width = dict[int, tuple[Ints, Ints]](), len(federation.stream.tasks)
+    orders = _orders(federation, state, round, clients)
+    problem, size = partial(_problem, tasks=width), Size(each=2 * width)
+    for _, reply in federation.ask("evaluate", orders, state, EvaluateReply, problem, size):
+        found |= zip(reply.clients.tolist(), zip(reply.correct, reply.items, strict=True), strict=True)
+    return found
 
 
 def _orders(federation: Federation, state: State, round: int, clients: Ints) -> list[EvaluateOrder]:

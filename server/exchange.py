@@ -58,7 +58,7 @@ def silence(message: Message | None) -> tuple[str, str]:
     return (reason.strip().splitlines() or ["no reason given"])[-1][:SENTENCE], reason
 
 
-def post(kind: str, order: Order, node: int, weights: ArrayRecord, config: str) -> Message:
+def post(kind: str, order: Order, node: int, weights: ArrayRecord | None, config: str) -> Message:
     """Return an order as the message of a kind to a node, by Flower's id; messages of an exchange share the weights."""
     return Message(wire.encode(order, weights, config=config), node, kind)
 

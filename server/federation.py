@@ -85,6 +85,7 @@ class Federation:
     committed: tuple[int, float] = (0, 0.0)  # round and time of the last checkpoint
     synced: set[str] = field(default_factory=set)  # packs that it has forced onto the disk
     overdue: dict[str, Order] = field(default_factory=dict)  # messages whose answers did not come in time
+    stock: dict[str, Any] = field(default_factory=dict)  # what the journal says that clients have
     kept: list[Kept] = field(default_factory=list)  # of the checkpoints that it may fall back to, oldest first
     began: float = field(default_factory=time.monotonic)
 
@@ -187,6 +188,7 @@ class Federation:
             counted=np.zeros((clients, tasks), np.bool_),
             begun=np.zeros(tasks, np.bool_),
             ended=np.zeros(tasks, np.bool_),
+            begin=self.stream.timeline.begin if self.stream.timeline.open else empty(),
             index=Index.empty(clients),
             offset=0,
             seconds=0.0,
@@ -285,6 +287,8 @@ class Federation:
         problem: Callable[[Answered], str | None],
         size: Size,
         failed: Callable[[ClientError], None] | None = None,
+        *,
+        weights: bool = True,
     ) -> Iterator[tuple[Asked, Answered]]:
         """Send orders, each to the node of its clients, and yield those whose reply can be taken, in their order.
 
@@ -293,10 +297,11 @@ class Federation:
             answer, problem: what a reply must be, and why it cannot be taken although it is that (`exchange.taken`).
             size: of a reply; a larger one is not read.
             failed: is told of each client that has no part in a reply; default: the journal is.
+            weights: whether the global model is sent along.
         """
-        weights, roster = self.pack_weights(state), self.roster
+        packed, roster = self.pack_weights(state) if weights else None, self.roster
         nodes = [roster.ids[roster.nodes[order.clients[0]]] for order in orders]
-        messages = [post(kind, order, node, weights, self.text) for order, node in zip(orders, nodes, strict=True)]
+        messages = [post(kind, order, node, packed, self.text) for order, node in zip(orders, nodes, strict=True)]
         missing: dict[str, int] = {}
         replies = exchange(self.grid, messages, self.scenario.server.deadline, self.stop, missing)
         for order, message in zip(orders, replies, strict=True):
@@ -350,20 +355,6 @@ class Federation:
         method, weights = self.scenario.server.method.begin_task(state.method, state.weights, new)
         return replace(state, method=method, weights=weights, begun=begun)
 
-    def there(self, state: State, round: int) -> Ints:
-        """Return the clients that can be asked in a round: hosted by a node, and with something to train on.
-
-        Waits for `server.min_clients` of them; nodes that have come since the last round are taken in.
-        """
-        there = plan.available(self.stream, round, state.visits, joint=self.scenario.stream.joint)
-        least = min(self.scenario.server.min_clients, len(there))
-        event = {"event": "waiting", "round": round, "needed": least}
-        self.roster = self.roll.meet(
-            there, least, self.stop, waiting=lambda here: self.journal.write({**event, "here": here})
-        )
-        reachable: Ints = there[self.roster.reachable[there]]
-        return reachable
-
     def select(self, state: State, round: int, there: Ints) -> tuple[Ints, State]:
         """Return the clients of a round, of those that are there, and the state in which the selection remembers it."""
         server = self.scenario.server
@@ -384,10 +375,12 @@ class Federation:
     def ended(self, before: State, after: State, round: int) -> tuple[list[int], tuple[Ints, Ints]]:
         """Return the global tasks that nobody will meet again, and the clients that left a task with that task."""
         leavers = plan.leavers(self.stream, round, before.visits, after.visits)
-        if not len(leavers[0]):
-            return [], leavers
-        over = plan.completed(self.stream, round, after.visits) & after.begun & ~after.ended
-        return np.flatnonzero(over).tolist(), leavers
+        return self.over(after, round) if len(leavers[0]) else [], leavers
+
+    def over(self, state: State, round: int) -> list[int]:
+        """Return the global tasks that nobody will meet again after a round, of those that have not ended before."""
+        found = plan.completed(self.stream, round, state.visits) & state.begun & ~state.ended
+        return np.flatnonzero(found).tolist()
 
 
 def round_to(seconds: float) -> float:

@@ -30,6 +30,8 @@ class State:
     visits: Ints  # (clients,) answers accepted from each client
     # (clients,) last round of which an answer was accepted, 0 = none; empty where a folder is shared with the clients
     accepted: Ints = field(default_factory=empty)
+    # (clients, tasks + 1) own clock at which each task has begun, where data decides that (an open timeline); or empty
+    begin: Ints = field(default_factory=empty)
     pending: NDArray[np.bool_]  # (clients, tasks) statistics that are still to be asked for
     counted: NDArray[np.bool_]  # (clients, tasks) statistics that have come in
     begun: NDArray[np.bool_]  # (tasks,) some client has met the task
@@ -42,7 +44,7 @@ class State:
 def _counters(state: State) -> dict[str, NDArray[Any]]:
     """Return what is counted beside the method's state; (client, task) tables as the pairs (n, 2) that are true."""
     pairs = {name: np.argwhere(getattr(state, name)) for name in PAIRS}
-    rounds = {"accepted": state.accepted} if len(state.accepted) else {}
+    rounds = {name: getattr(state, name) for name in ("accepted", "begin") if len(getattr(state, name))}
     return {"visits": state.visits, "begun": state.begun, "ended": state.ended, **rounds, **pairs}
 
 
@@ -77,7 +79,7 @@ def restored(snapshot: Snapshot, config_hash: str) -> State:
     if facts["config_hash"] != config_hash:
         raise FederationError("the checkpoint belongs to another configuration than config.yaml beside it")
     server = under("server", snapshot.tensors)
-    found = [name for name in ("visits", "begun", "ended", "accepted") if name in server]
+    found = [name for name in ("visits", "begun", "ended", "accepted", "begin") if name in server]
     counters: dict[str, Any] = {name: server[name].numpy() for name in found}
     tables: dict[str, Any] = {name: np.zeros((len(server["visits"]), len(server["begun"])), np.bool_) for name in PAIRS}
     for name, table in tables.items():

@@ -31,15 +31,16 @@ def fine(order: Order) -> str:
 class Nodes(LocalGrid):
     """Nodes that share the clients in turn; what happens to a message, and to its answer, is decided by its order."""
 
-    def __init__(self, nodes: int, fate: Fate = fine, state: Path | None = None) -> None:
+    def __init__(self, nodes: int, fate: Fate = fine, state: Path | None = None, data: Path | None = None) -> None:
         super().__init__()
         self.fate = fate
-        self.contexts = [self._context(node, nodes, state) for node in range(nodes)]
+        self.contexts = [self._context(node, nodes, state, data) for node in range(nodes)]
         self._queue: dict[str, Message] = {}
         self._late: list[Message] = []
 
-    def _context(self, node: int, nodes: int, state: Path | None) -> Context:
+    def _context(self, node: int, nodes: int, state: Path | None, data: Path | None) -> Context:
         settings: dict[str, Any] = {"partition-id": node, "num-partitions": nodes, "shares-folder": True}
+        settings |= {"data": str(data)} if data else {}
         if state:
             own = state / str(node)
             own.mkdir(parents=True)

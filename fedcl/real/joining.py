@@ -125,8 +125,18 @@ def activity_line(done: Mapping[str, Any]) -> str:
     if done.get("error"):
         return f"{done['kind']}: {done['error']}"
     clients = done.get("clients", [])
+    if done["kind"] == "faults":
+        return faults_line(clients[0], done["count"], done["first"])
     whom = f"client{'s' * (len(clients) > 1)} {', '.join(map(str, clients))}" if clients else "hello"
     return f"{done['kind']}, round {done.get('round', 0)}: {whom}, {done['seconds']:.1f} s"
+
+
+def faults_line(client: int, count: int, first: Sequence[str]) -> str:
+    """Return in words what was left out of a client's folder."""
+    if not count:
+        return f"client {client}: nothing in its folder is left out any more"
+    shown = f" (all of them: records/client-{client:06d}/faults.txt)" if count > len(first) else ""
+    return f"client {client}: {count} fault{'s' * (count > 1)} in its folder: {'; '.join(first)}{shown}"
 
 
 def meaning(said: str) -> str:

@@ -31,6 +31,7 @@ class Dataset:
     scale: float = 1.0
     shift: float = 0.0
     notes: tuple[str, ...] = ()  # what its user must be told, a line each: the start of a run has them
+    elsewhere: bool = False  # the items lie with their owners: the server has none, a node those of its clients
 
     def __post_init__(self) -> None:
         """Check lengths, shapes, types and labels."""
@@ -38,7 +39,7 @@ class Dataset:
             raise ConfigError(f"stream.dataset: {problem}")
 
     def _problems(self) -> Iterator[str]:
-        if not len(self.x):
+        if not len(self.x) and not self.elsewhere:
             yield "its training split is empty"
         if self.x.shape[1:] != self.test_x.shape[1:]:
             yield f"training inputs of shape {self.x.shape[1:]} but test inputs of shape {self.test_x.shape[1:]}"

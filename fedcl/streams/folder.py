@@ -79,13 +79,21 @@ def group(path: str) -> str:
     return first if slash and (first == TEST or TASK.fullmatch(first)) else ""
 
 
+def apart(path: str) -> tuple[bool, str, str]:
+    """Return whether a path lies below test/, the folder of a task that it lies below ("": none), and its rest."""
+    test = group(path) == TEST
+    inner = path.removeprefix(f"{TEST}/") if test else path
+    task = group(inner) if TASK.fullmatch(group(inner)) else ""
+    return test, task, inner.removeprefix(f"{task}/")
+
+
 def _class(path: str) -> str:
     """Return the class folder of a picture.
 
     Raises:
         Unreadable: it lies in none, or deeper.
     """
-    inner = path.removeprefix(f"{group(path)}/").split("/")
+    inner = apart(path)[2].split("/")
     if len(inner) != 2:
         raise Unreadable("is a picture outside of class folders; must be CLASS/NAME or task-001/CLASS/NAME")
     return inner[0]
@@ -120,6 +128,8 @@ def _fitted(content: Content, expected: Expected) -> Content:
         Unreadable: columns, shape or type are not theirs.
     """
     theirs, own = expected.columns, content.columns
+    if own is not None and theirs == ():
+        raise Unreadable("is a table, but no columns are agreed on; name them in stream.dataset.columns")
     if own is not None and theirs is not None and own != theirs:
         strange = sorted(set(own) ^ set(theirs))
         if strange:

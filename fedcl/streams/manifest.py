@@ -20,7 +20,7 @@ import yaml
 
 from fedcl.errors import ConfigError
 from fedcl.streams.dataset import Ints
-from fedcl.streams.folder import MANIFEST, TASK, TEST, Found, group
+from fedcl.streams.folder import MANIFEST, TASK, TEST, Found, apart, group
 from fedcl.streams.walk import Fault, fault, printable, why
 
 MOST_MANIFEST = 1 << 20  # bytes
@@ -63,6 +63,28 @@ def tasks_of(folder: str | Path, found: Found) -> tuple[tuple[FolderTask, ...], 
         FolderTask(name, np.flatnonzero(np.isin(found.file, [place[path] for path in paths])))
         for name, paths in named.items()
     ), tuple(faults)
+
+
+def numbers_of(folder: str | Path, files: list[str]) -> tuple[dict[str, int], list[Fault]]:
+    """Return the number of the task that each file says it belongs to, and faults; a file may say nothing.
+
+    A manifest numbers its tasks by their places in it; a folder task-NNN is number NNN, whatever folders are there.
+    Items below test/ are of tasks too: test/task-001/..., or what a pattern of the manifest says.
+
+    Raises:
+        ConfigError: the manifest cannot be read, or is no list of names with files.
+    """
+    faults: list[Fault] = []
+    manifest = Path(folder) / MANIFEST
+    if manifest.exists() or manifest.is_symlink():
+        named = _from_manifest(read_manifest(manifest), files, faults)
+        found = {path: number for number, paths in enumerate(named.values()) for path in paths}
+    else:
+        tasks = {path: apart(path)[1] for path in files}
+        found = {path: int(task.removeprefix("task-")) for path, task in tasks.items() if task}
+    if found or manifest.exists():
+        faults += [fault(path, "belongs to no task") for path in files if path not in found]
+    return found, faults
 
 
 def _from_folders(files: list[str]) -> dict[str, list[str]]:

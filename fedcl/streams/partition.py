@@ -25,6 +25,11 @@ class Cells:
         start = self.start[client, task]
         return self.items[start : start + self.count[client, task]]
 
+    @staticmethod
+    def counted(count: Ints) -> "Cells":
+        """Return cells (clients, tasks) of which only the sizes are known here."""
+        return Cells(np.empty(0, np.int64), np.zeros_like(count), count)
+
     def shared(self, tasks: int) -> "Cells":
         """Return these cells of one task for all of `tasks` tasks."""
         shape = (len(self.start), tasks)

@@ -30,6 +30,7 @@ class Timeline:
     rounds: int  # of the whole run
     clock: str  # "rounds" | "participations"
     online: bool  # each visit trains on its own disjoint slice of the task's data
+    open: bool = False  # how long positions last is not known before: they end when newer data has arrived
 
     def clocks(self, round: int, visits: Ints) -> Ints:
         """Return each client's own clock (clients,) in a round: negative before its start.
@@ -38,6 +39,8 @@ class Timeline:
             round: from 1.
             visits: (clients,) visits so far; they count where the clock is "participations".
         """
+        if self.open and round > self.rounds:
+            return self.begin[:, -1]  # what nobody knew the end of ends with the run
         passed = round - 1 - self.start
         return passed if self.clock == "rounds" else np.where(passed < 0, passed, visits)
 
@@ -68,6 +71,27 @@ class Timeline:
         lengths[row, position] = np.minimum(planned, items) if self.online else np.where(items > 0, planned, 0)
         begin = np.concatenate([self.begin[:, :1], np.cumsum(lengths, axis=1)], axis=1)
         return replace(self, begin=begin)
+
+    def moved(self, visits: Ints, items: Ints, least: int) -> tuple["Timeline", Ints, Ints]:
+        """Return the open timeline in which whom newer data has reached has moved on, who that is, and from which task.
+
+        A client moves to the next position that has items once it has made `least` visits to the one that it is at, or
+        where there is nothing for it to do. Who has never been at a position does not leave it.
+
+        Args:
+            visits: (clients,) so far.
+            items: (clients, tasks) what each client has of each task now.
+            least: visits to a task before the next.
+        """
+        everyone, begin = np.arange(len(visits)), self.begin.copy()
+        now = (begin[:, 1:] <= visits[:, None]).sum(axis=1)
+        later = (items > 0) & (np.arange(items.shape[1]) > now[:, None])
+        been = visits - begin[everyone, now]
+        goes = later.any(axis=1) & ((been >= least) | (items[everyone, now] == 0))
+        left = np.flatnonzero(goes & (been > 0))
+        for client in np.flatnonzero(goes).tolist():
+            begin[client, now[client] + 1 : later[client].argmax() + 1] = visits[client]
+        return replace(self, begin=begin), left, now[left]
 
     def slots(self, clients: Ints, clocks: Ints) -> tuple[Ints, Ints]:
         """Return how far into its position each client is, and the position's length, (k,) each; 0 and 1 outside."""
@@ -214,3 +238,22 @@ class Explicit(Schedule):
         for number, entry in enumerate(entries):
             order[number, : len(entry.tasks)], lengths[number, : len(entry.tasks)] = entry.tasks, entry.rounds
         return order, lengths, np.array([entry.start for entry in entries], np.int64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arrival(Schedule):
+    """Every client at the task of its own newest data: what has arrived since a visit is the next task."""
+
+    clock: Literal["participations"] = setting("participations", "a client's own visits: nothing else moves it on")
+    rounds: int = setting(100, "rounds of the run", low=1, high=1_000_000_000)
+    least: int = setting(1, "visits to a task before the next, even if newer data is there", low=1, high=1_000_000)
+
+    def streams(self, clients: int, tasks: int, seed: int) -> tuple[Ints, Ints, Ints]:
+        """Return streams in the order of the tasks, of which only the first has begun."""
+        lengths = np.zeros((clients, tasks), np.int64)
+        lengths[:, 0] = self.rounds
+        return np.tile(np.arange(tasks), (clients, 1)), lengths, np.zeros(clients, np.int64)
+
+    def timeline(self, clients: int, tasks: int, per_round: int, seed: int) -> Timeline:
+        """Lay every client's stream out as far as it is known before anything has arrived."""
+        return replace(super().timeline(clients, tasks, per_round, seed), open=True)

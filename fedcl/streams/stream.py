@@ -14,7 +14,7 @@ from fedcl.keys import Purpose
 from fedcl.streams.dataset import Dataset, Ints
 from fedcl.streams.partition import NOBODY, Cells, Partition, deal_class, group
 from fedcl.streams.schedule import NO_TASK, Timeline
-from fedcl.streams.tasks import DOMAIN, Task, class_masks, input_permutations, make_tasks
+from fedcl.streams.tasks import DOMAIN, Task, class_masks, every_class, input_permutations, make_tasks
 
 # What the draws of Purpose.PARTITION are for.
 ASSIGN, DEAL, TRAIN_ORDER, TEST_ORDER = 0, 1, 2, 3
@@ -161,11 +161,14 @@ def build_stream(scenario: Scenario, dataset: Dataset | None = None) -> Stream:
     config, seed = scenario.stream, scenario.seed
     if dataset is None:
         dataset = config.dataset.load(scenario.data.root or os.environ.get("FEDCL_DATA") or None)
-    tasks = make_tasks(config, dataset.classes, seed)
+    tasks = every_class(config, dataset.classes) if dataset.elsewhere else make_tasks(config, dataset.classes, seed)
     per_round = scenario.server.clients_per_round or config.clients
     timeline = config.schedule.timeline(config.clients, config.tasks, per_round, seed)
-    train, test = _share_out(scenario, dataset, tasks)
-    if timeline.clock == "participations":
+    if dataset.elsewhere:
+        train = test = Cells.counted(np.zeros((config.clients, config.tasks), np.int64))
+    else:
+        train, test = _share_out(scenario, dataset, tasks)
+    if timeline.clock == "participations" and not timeline.open:
         timeline = timeline.skipping(train.count)
     return Stream(
         dataset=dataset,

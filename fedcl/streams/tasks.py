@@ -41,7 +41,7 @@ def make_tasks(config: StreamConfig, classes: int, seed: int) -> tuple[Task, ...
     """
     order, base = np.arange(classes), config.base_classes
     if config.kind == DOMAIN:
-        return tuple(Task(number, tuple(order.tolist())) for number in range(config.tasks))
+        return every_class(config, classes)
     if base:
         return _after_base(config, order, seed)
     if config.tasks > classes:
@@ -52,6 +52,11 @@ def make_tasks(config: StreamConfig, classes: int, seed: int) -> tuple[Task, ...
     if config.shuffle_classes:
         order = keys.generator(seed, Purpose.TASKS, CLASS_ORDER).permutation(classes)
     return split_classes(order, config.tasks)
+
+
+def every_class(config: StreamConfig, classes: int) -> tuple[Task, ...]:
+    """Return tasks that may have any class each."""
+    return tuple(Task(number, tuple(range(classes))) for number in range(config.tasks))
 
 
 def _after_base(config: StreamConfig, order: Ints, seed: int) -> tuple[Task, ...]:
