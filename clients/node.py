@@ -199,6 +199,7 @@ def _by_itself(
     wrong = incoming.problem(here, order, _hosted(settings, here.scenario.stream.clients))
     if wrong:
         raise wire.BadMessage(wrong)
+    policy.check(here, order)
 
     def done(asked: Asked, store: work.Store) -> Reply:
         at = here

@@ -62,7 +62,7 @@ class Policy:
         Raises:
             Refused: a statistic is not allowed, or nobody has enough.
         """
-        self._check(order, getattr(site.scenario.server.method, "missions", False))
+        self.check(site, order)
         if not self.min_count or isinstance(order, StockOrder):
             return order, []
         least = fewest(site, order)
@@ -74,11 +74,15 @@ class Policy:
         errors = [ClientError(client=client, error=why, traceback="") for client in order.clients[out].tolist()]
         return (pick(order, np.flatnonzero(~out)) if errors else order), errors
 
-    def _check(self, order: Order, missions: bool) -> None:
-        """Raise Refused if the order asks for a statistic that is not allowed."""
+    def check(self, site: Site, order: Order) -> None:
+        """Look at what an order asks for, before anything is done.
+
+        Raises:
+            Refused: a statistic is not allowed.
+        """
         if self.allow is None or isinstance(order, StockOrder):  # who is not told how much there is can ask for nothing
             return
-        for name in statistics(order, missions=missions):
+        for name in statistics(order, missions=getattr(site.scenario.server.method, "missions", False)):
             if name not in self.allow:
                 allowed = ", ".join(sorted(self.allow)) or "nothing"
                 raise Refused(f"statistic {name!r} must not leave this node: FEDCL_ALLOW allows {allowed}")

@@ -187,6 +187,12 @@ class Progress:
         here = f"{event['here']} clients are here, {event['needed']} needed"
         self._say(f"round {event['round']}: waiting for {event['for']}: {here}")
 
+    def _on_stock(self, event: Event) -> None:
+        items = sum(sum(each.values()) for each in event["items"])
+        said = f"round {event['round']}: {len(event['clients'])} clients have {items:,} training items"
+        faults = sum(event["faults"])
+        self._say(said + (f"; {faults:,} faults in their folders" if faults else ""))
+
     def _on_late(self, event: Event) -> None:
         whose = ", ".join(map(str, event["clients"]))
         self._say(f"round {event['round']}: the answer of clients {whose} came after server.deadline: refused")

@@ -1,4 +1,4 @@
-"""Clients' own folders: the same weights as in simulation on the same items; what grows, vanishes, or cannot be read."""
+"""Clients' own folders: the weights of a simulation on the same items; what grows, vanishes, or cannot be read."""
 
 import json
 from collections.abc import Callable
@@ -78,7 +78,7 @@ def folders(data: Path, clients: int = 4, tasks: int = 2) -> None:
 def test_the_same_items_in_folders_and_in_simulation_come_to_the_same_weights(
     tmp_path: Path, method: tuple[str, ...]
 ) -> None:
-    """Every cell of the simulation is written into a file of its client's: the draws are the same, and so is the sum."""
+    """Every cell of the simulation is written into a file of its client: the draws are the same, and so is the sum."""
     scenario = tiny("client.epochs=2", "engine.cohort=1", *method)
     stream = build_stream(scenario)
     for client in range(4):
@@ -153,7 +153,7 @@ def next_file(folder: Path) -> Path:
 
 
 def test_what_has_arrived_since_a_visit_is_the_next_task(tmp_path: Path) -> None:
-    """Client 0 gets a file before round 3 and one before round 5, client 1 before round 4; 2 and 3 have what they had."""
+    """Client 0 gets a file before rounds 3 and 5, client 1 before round 4; 2 and 3 have what they had."""
     data = tmp_path / "data"
     for client in range(4):
         write(data / f"{client}/a.npz", *items(client, 30))
@@ -183,7 +183,7 @@ def test_what_has_arrived_since_a_visit_is_the_next_task(tmp_path: Path) -> None
 
 
 def test_online_a_client_sits_out_until_something_new_has_arrived(tmp_path: Path) -> None:
-    """Each item is shown once: client 0 trains in rounds 1, 3 and 4, where its table has grown by ten and twenty rows."""
+    """Each item is shown once: client 0 trains in rounds 1, 3 and 4, when its table has grown by 10 and 20 rows."""
     data = tmp_path / "data"
     scenario = local(
         schedule={**ARRIVAL, "online": True, "rounds": 4}, tasks=3,
@@ -258,7 +258,7 @@ def test_a_killed_server_goes_on_where_data_had_brought_the_clients(tmp_path: Pa
 
 
 def test_what_cannot_be_read_is_named_counted_and_left_out(tmp_path: Path) -> None:
-    """A damaged file, one of another shape, rows with NaN, an unknown label, a link out of the folder, a task too far."""
+    """A damaged file, another shape, rows with NaN, an unknown label, a link out of the folder, a task too far."""
     data = tmp_path / "data"
     folders(data)
     x, y = items(5, 10)
