@@ -14,12 +14,13 @@ from typing import Any
 from fedcl.errors import ConfigError, FederationError
 
 CONNECTION = "fedcl"
-# Nothing is looked up, reported or installed at run time; how often an executor asks whether there is work.
+# Seconds between two questions of an executor whether there is work, unless the environment says otherwise.
+POLL = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"}
+# Nothing is looked up, reported or installed at run time.
 OFFLINE = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 COMMAND_SECONDS = 60.0
@@ -34,7 +35,7 @@ def environment(home: Path, *first: Path) -> dict[str, str]:
     installed = Path(sys.executable).parent
     path = os.pathsep.join([*map(str, first), str(installed), os.environ.get("PATH", os.defpath)])
     # One thread a process: the bits must not depend on the machine's cores.
-    return {"OMP_NUM_THREADS": "1", **os.environ, **OFFLINE, "FLWR_HOME": str(home), "PATH": path}
+    return {"OMP_NUM_THREADS": "1", **POLL, **os.environ, **OFFLINE, "FLWR_HOME": str(home), "PATH": path}
 
 
 def command(name: str) -> str:
