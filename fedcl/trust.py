@@ -3,8 +3,8 @@
 A scenario names parts (`package.module:Name`), and files and folders. Where its user has written it both are meant. A
 node has it from a server that it need not trust, with every order:
 
-    imports       fedcl's own parts and installed entry points; of other packages those that the node's operator names
-                  (`fedcl client --trust PACKAGE`, FEDCL_TRUST), looked at in the one place that imports (fedcl.registry)
+    imports       fedcl's own parts and installed entry points; other packages where the node's operator names them
+                  (`fedcl client --trust PACKAGE`, FEDCL_TRUST); `fedcl.registry`, which alone imports parts, asks here
     data          below the node's own FEDCL_DATA: `data.root` is the server's place and is left out, and no other text
                   may be a path that leads out of it
     environment   nothing of it is filled in (`${oc.env:NAME}`), since errors repeat values and leave the node
