@@ -1,14 +1,17 @@
 """Why a node does not carry an order out: what a server sends is checked before anything is computed with it."""
 
-from collections.abc import Iterator, Mapping
+from collections import ChainMap
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from clients.losses.lwf import KNOWN
 from clients.memories import Ints
 from clients.site import Site
 from fedcl.answers import LAYOUTS
 from fedcl.errors import nearest
+from fedcl.forms import Form, declared, misnamed
 from fedcl.orders import Array, ConsolidateOrder, EvaluateOrder, Order, ScoreOrder, StockOrder, TraceOrder, TrainOrder
 from fedcl.streams.stream import ALL_TASKS
 
@@ -43,10 +46,10 @@ def _problems(site: Site, order: Order, hosted: Ints) -> Iterator[str]:
     if not isinstance(order, StockOrder):
         yield from _weights(site, order.weights)
     if isinstance(order, TrainOrder | ConsolidateOrder):
-        yield from _tensors(site, "shared", order.shared)
+        yield from _tensors(site, "shared", order.shared, _hooks(site, order))
         yield from _statistics(site, order)
     if isinstance(order, EvaluateOrder):
-        yield from _tensors(site, "classifier", order.classifier)
+        yield from _tensors(site, "classifier", order.classifier, ["classifier"])
     if isinstance(order, StockOrder) and not site.stream.dataset.elsewhere:
         yield "a StockOrder: where the server has the data set it knows the stock of every client"
     if isinstance(order, TrainOrder | ConsolidateOrder | ScoreOrder | StockOrder):
@@ -66,7 +69,16 @@ def _weights(site: Site, weights: Array) -> Iterator[str]:
         yield "weights: hold numbers that are not finite"
 
 
-def _tensors(site: Site, key: str, tensors: Mapping[str, Array]) -> Iterator[str]:
+def _hooks(site: Site, order: TrainOrder | ConsolidateOrder) -> list[str]:
+    """Return the hooks of a server method that send something with an order."""
+    if isinstance(order, ConsolidateOrder):
+        return ["task_shared"]
+    riding = set(order.statistics) & set(site.scenario.server.method.task_answers)
+    return ["shared", "task_shared"] if riding else ["shared"]
+
+
+def _tensors(site: Site, key: str, tensors: Mapping[str, Array], hooks: Sequence[str]) -> Iterator[str]:
+    """Yield what is wrong with tensors that the server method's hooks are said to send."""
     method = site.scenario.server.method
     own = site.parameters.size + site.layout((*method.answers, *method.task_answers)).size
     size, most = sum(each.size for each in tensors.values()), SHARED * own + SMALL
@@ -75,6 +87,23 @@ def _tensors(site: Site, key: str, tensors: Mapping[str, Array]) -> Iterator[str
     for name, each in tensors.items():
         if each.dtype.kind == "f" and not np.isfinite(each).all():
             yield f"{key}.{name[:80]}: holds numbers that are not finite"
+    for wrong in _misfits(site, tensors, hooks):
+        yield f"{key}.{wrong}"
+
+
+def _misfits(site: Site, tensors: Mapping[str, Array], hooks: Sequence[str]) -> Iterator[str]:
+    """Yield how names, shapes, dtypes or values are not those that the server method declares, if it does."""
+    method, tasks = site.scenario.server.method, len(site.stream.tasks)
+    said = [hook for hook in hooks if declared(method, hook)]
+    forms = [getattr(method, f"{hook}_forms")(site.parameters, tasks) for hook in said]
+    if len(said) == len(hooks) and (wrong := misnamed(tensors, forms)):
+        yield wrong
+    # What clients look tasks up by has its form whoever sends it.
+    known = {KNOWN: Form(shape=(None,), dtype="int64", low=0, high=tasks - 1)}
+    model = str(site.dtype).removeprefix("torch.")
+    for name, form in ChainMap(*forms, known).items():
+        if name in tensors and (wrong := form.problem(tensors[name], model)):
+            yield f"{name}: {wrong}"
 
 
 def _statistics(site: Site, order: TrainOrder | ConsolidateOrder) -> Iterator[str]:

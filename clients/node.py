@@ -8,7 +8,8 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -40,6 +41,7 @@ from fedcl.orders import (
 )
 from fedcl.state import PackStore
 from fedcl.streams.folder import SHOWN
+from fedcl.trust import own_text, trusting
 from fedcl.world import scenario_of
 
 Asked = TypeVar("Asked", bound=Order)
@@ -140,17 +142,40 @@ def answer(kind: str, content: RecordDict, settings: Settings, state: RecordDict
         Refused: the node's policy is against it.
         Unwritten: its audit cannot be written.
     """
-    if kind == "query.hello":
-        return _hello(content, settings)
-    if kind not in ORDERS:
-        raise wire.BadMessage(f"a message of type {kind!r}: known are query.hello, {', '.join(ORDERS)}")
-    return _answer(content, *ORDERS[kind], settings, state)
+    policy, said = of_environment(), dict[str, Any]()
+    try:
+        if kind == "query.hello":
+            return _hello(content, settings, policy)
+        if kind not in ORDERS:
+            raise wire.BadMessage(f"a message of type {kind!r}: known are query.hello, {', '.join(ORDERS)}")
+        return _answer(content, *ORDERS[kind], settings, state, policy, said)
+    except REFUSALS as error:
+        if policy.audit and not isinstance(error, audit.Unwritten):
+            audit.write(policy.audit, [{**said, "refused": str(error)}])
+        raise
 
 
-def _hello(content: RecordDict, settings: Settings) -> RecordDict:
-    """Say which clients this node hosts: every num-partitions-th from partition-id on."""
+@contextmanager
+def _scenario(content: RecordDict, settings: Settings, policy: Policy) -> Iterator[str]:
+    """Let the block work with the text of a message's scenario, and import for it what this node's operator trusts.
+
+    In a simulation the scenario is this user's own, and is taken as it is.
+
+    Raises:
+        ConfigError: it holds what a node does not take (`fedcl.trust`).
+    """
     text = wire.text(content, "config")
-    return wire.hello(_hosted(settings, scenario_of(text).stream.clients), fingerprint(text))
+    if settings.get(SHARES_FOLDER):
+        yield text
+        return
+    with trusting(policy.trust):
+        yield own_text(text)
+
+
+def _hello(content: RecordDict, settings: Settings, policy: Policy) -> RecordDict:
+    """Say which clients this node hosts: every num-partitions-th from partition-id on."""
+    with _scenario(content, settings, policy) as text:
+        return wire.hello(_hosted(settings, scenario_of(text).stream.clients), fingerprint(text))
 
 
 def _hosted(settings: Settings, clients: int) -> Ints:
@@ -163,27 +188,29 @@ def _hosted(settings: Settings, clients: int) -> Ints:
 
 
 def _answer(
-    content: RecordDict, kind: type[Asked], carry_out: CarryOut[Asked], settings: Settings, state: RecordDict
+    content: RecordDict,
+    kind: type[Asked],
+    carry_out: CarryOut[Asked],
+    settings: Settings,
+    state: RecordDict,
+    policy: Policy,
+    said: dict[str, Any],
 ) -> RecordDict:
-    """Carry out an order of a kind, on records in the server's folder (simulation) or with the node itself."""
-    policy, said = of_environment(), dict[str, Any]()
-    try:
-        order, text = wire.decode(content), wire.text(content, "config")
-        if type(order) is not kind:
-            raise wire.BadMessage(f"a {type(order).__name__} came where a {kind.__name__} belongs")
-        if order.folder and settings.get(SHARES_FOLDER):
-            return wire.encode(carry_out(site.site(text), order, PackStore(Path(order.folder))))
-        said |= {
-            "federation": order.federation[: incoming.LONGEST],
-            "round": order.round,
-            "clients": order.clients.tolist(),
-        }
+    """Carry out an order of a kind, on records in the server's folder (simulation) or with the node itself.
+
+    Args:
+        said: gets what an audit tells of the order if it is refused.
+    """
+    order = wire.decode(content)
+    if type(order) is not kind:
+        raise wire.BadMessage(f"a {type(order).__name__} came where a {kind.__name__} belongs")
+    if order.folder and settings.get(SHARES_FOLDER):
+        return wire.encode(carry_out(site.site(wire.text(content, "config")), order, PackStore(Path(order.folder))))
+    federation, clients = order.federation[: incoming.LONGEST], order.clients.tolist()
+    said |= {"federation": federation, "round": order.round, "clients": clients}
+    with _scenario(content, settings, policy) as text:
         said["config_hash"] = config_hash(scenario_of(text))
         return wire.encode(_by_itself(order, text, carry_out, policy, settings, place(settings, state)))
-    except REFUSALS as error:
-        if policy.audit and not isinstance(error, audit.Unwritten):
-            audit.write(policy.audit, [{**said, "refused": str(error)}])
-        raise
 
 
 def _by_itself(

@@ -1,8 +1,9 @@
-"""What a node lets out: its operator's rules, which no order of a server can change.
+"""What a node lets out, and whose code it lets in: its operator's rules, which no order of a server can change.
 
     FEDCL_ALLOW       statistics that may leave, separated by commas; unset: all, empty: none
     FEDCL_MIN_COUNT   samples that a figure must rest on: a sum of one client, a class's count, a task's accuracy
     FEDCL_AUDIT       the file that lists what has left (clients.audit)
+    FEDCL_TRUST       packages that a scenario may name parts of, separated by commas (fedcl.trust)
 
 Besides the statistics of `fedcl.answers.LAYOUTS` there are `accuracy`, `score` and `trace`: what an evaluation, a
 scoring and a tracing order ask for. All is settled before any work, from the order and the node's own data.
@@ -33,6 +34,7 @@ from fedcl.orders import (
     TraceOrder,
     TrainOrder,
 )
+from fedcl.trust import packages
 
 Answered = TypeVar("Answered", bound=Reply)
 MEASURED: dict[type[Order], str] = {EvaluateOrder: "accuracy", ScoreOrder: "score", TraceOrder: "trace"}
@@ -51,6 +53,7 @@ class Policy:
     allow: frozenset[str] | None = None  # None: every statistic
     min_count: int = 0
     audit: Path | None = None
+    trust: tuple[str, ...] = ()  # beside fedcl itself and installed entry points
 
     def admitted(self, site: Site, order: Asked) -> tuple[Asked, list[ClientError]]:
         """Return the order for those of its clients that have enough samples, and an error for each of the others.
@@ -116,10 +119,16 @@ def of_environment(environment: Mapping[str, str] = os.environ) -> Policy:
         ConfigError: a name or number in it cannot be.
     """
     allow, least, audit = (environment.get(f"FEDCL_{name}") for name in ("ALLOW", "MIN_COUNT", "AUDIT"))
-    names = None if allow is None else frozenset(each.strip() for each in allow.split(",") if each.strip())
+    names = None if allow is None else frozenset(_listed(allow))
     for name in sorted(names or ()):
         if name not in KNOWN:
             raise ConfigError(f"FEDCL_ALLOW = {allow!r}: unknown statistic {name!r}{nearest(name, KNOWN)}")
     if least and not (least.isascii() and least.isdigit()):
         raise ConfigError(f"FEDCL_MIN_COUNT = {least!r}: must be a whole number of samples, 0 or more")
-    return Policy(allow=names, min_count=int(least or 0), audit=Path(audit) if audit else None)
+    trust = packages(_listed(environment.get("FEDCL_TRUST", "")), "FEDCL_TRUST")
+    return Policy(allow=names, min_count=int(least or 0), audit=Path(audit) if audit else None, trust=trust)
+
+
+def _listed(text: str) -> list[str]:
+    """Return what a text lists, separated by commas."""
+    return [each.strip() for each in text.split(",") if each.strip()]

@@ -231,6 +231,10 @@ def client(
     ] = None,
     min_count: Annotated[int, typer.Option(help="Samples that a statistic must rest on to leave.", min=0)] = 0,
     audit: Annotated[Path | None, typer.Option(metavar="FILE", help="Where to list what has left this node.")] = None,
+    trust: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PACKAGE", help="A package that scenarios may name parts of; several: repeat it."),
+    ] = None,
     cold: Annotated[
         bool, typer.Option("--cold", help="No warm worker: each message loads model and data anew.")
     ] = False,
@@ -240,6 +244,7 @@ def client(
     from fedcl.interrupt import Stopped, listening
     from fedcl.lock import Lock
     from fedcl.real.joining import Node
+    from fedcl.trust import packages
 
     host, colon, port = server_at.rpartition(":")
     if not colon or not host or not port.isdecimal():
@@ -248,8 +253,10 @@ def client(
         raise ConfigError("--key: a node proves who it is over TLS only; add --tls ca.crt")
     if data and not data.exists():
         raise ConfigError(f"--data {str(data)!r}: is not there")
+    trusted = ",".join(packages(trust or (), "--trust"))
     state, tls, key = _made(state), _there("--tls", tls), _there("--key", key)
     extra = {"FEDCL_MIN_COUNT": str(min_count)} if min_count else {}
+    extra |= {"FEDCL_TRUST": trusted} if trusted else {}
     given = {"FEDCL_DATA": data and data.absolute(), "FEDCL_ALLOW": allow, "FEDCL_AUDIT": audit and audit.absolute()}
     extra |= {name: str(value) for name, value in given.items() if value is not None}
     with Lock(state), listening() as stop:

@@ -10,6 +10,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from fedcl.errors import ConfigError, nearest
+from fedcl.trust import check_import
 
 BUILT_IN: dict[str, dict[str, str]] = {
     "datasets": {
@@ -127,13 +128,14 @@ def find(kind: str, name: str) -> Any:
         name: a built-in name, an entry point's name, or `package.module:Name`.
 
     Raises:
-        ConfigError: nothing has that name, or its module cannot be imported.
+        ConfigError: nothing has that name, its module cannot be imported, or a node does not trust it.
     """
     if name in BUILT_IN[kind]:
         return _import(BUILT_IN[kind][name], kind)
     if name in outside(kind):
         return _import(outside(kind)[name].value, kind)
     if ":" in name:
+        check_import(name)
         return _import(name, kind)
     singular = SINGULAR.get(kind, kind[:-1]).replace("_", " ")
     raise ConfigError(f"unknown {singular} {name!r}{nearest(name, names(kind))}")

@@ -1,6 +1,7 @@
 """Whether the sums that nodes send can be: looked at before anything is added up."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -8,10 +9,13 @@ import torch
 from fedcl.answers import Answer, Layout, refusal
 from fedcl.config import ServerConfig
 from fedcl.orders import Array, Ints
+from fedcl.plan import Cohort
+from fedcl.streams import Stream
 
 LEAST = {"n": 1, "steps": 1, "evicted": 0}
 MOST = 1 << 40  # samples, steps or evictions of a client
 ROUNDING = 1e-3  # of sums in float32, far above what it comes to
+NOBODY = np.zeros(0, np.int64)
 
 
 def sum_problem(layout: Layout, total: Array, dtype: str) -> str | None:
@@ -31,6 +35,67 @@ def counts_problem(clients: Ints, table: Mapping[str, Array], names: Sequence[st
         words = {"n": "samples", "steps": "steps", "evicted": "evictions"}
         return f"its table lacks the numbers of {', '.join(words[name] for name in names)}, or one of them cannot be"
     return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """What the server knows itself of clients' data, from the stream: nobody gets weight by claiming more.
+
+    Who is not listed is not compared: a client whose counts only its node knows is left out.
+    """
+
+    clients: Ints  # (k,) ascending
+    columns: Mapping[str, Ints]  # (k, ...) by the name under which a reply says the same
+
+    @staticmethod
+    def of(clients: Ints, **columns: Ints) -> "Known":
+        """Return what is known of clients in any order."""
+        order = np.argsort(clients)
+        return Known(clients=clients[order], columns={name: each[order] for name, each in columns.items()})
+
+    @staticmethod
+    def nothing() -> "Known":
+        """Return that nothing is known: only its node knows what a client's folder holds, and it may have grown."""
+        return Known(clients=NOBODY, columns={})
+
+    @staticmethod
+    def of_cells(stream: Stream, clients: Ints, tasks: Ints) -> "Known":
+        """Return the samples `n` of each client's task."""
+        known = Known.of(clients, n=stream.train.count[clients, tasks])
+        return Known.nothing() if stream.dataset.elsewhere else known
+
+    @staticmethod
+    def of_visits(stream: Stream, cohorts: Sequence[Cohort], *, epochs: int = 1, batch: int = 1) -> "Known":
+        """Return the samples `n` of the visits of a plan, and their `steps`, the same under every curriculum."""
+        if stream.dataset.elsewhere:
+            return Known.nothing()
+        clients, tasks, clocks = (
+            np.concatenate([NOBODY, *(getattr(each, name) for each in cohorts)])
+            for name in ("clients", "tasks", "clocks")
+        )
+        n = stream.sizes(clients, tasks, clocks)
+        return Known.of(clients, n=n, steps=epochs * -(-n // batch))
+
+    @staticmethod
+    def of_tests(stream: Stream, clients: Ints, limit: int | None) -> "Known":
+        """Return the test `items` of clients by task, of which at most `limit` a task are measured."""
+        if stream.dataset.elsewhere:
+            return Known.nothing()
+        items = stream.test.count[clients]
+        return Known.of(clients, items=items if limit is None else np.minimum(items, limit))
+
+    def problem(self, clients: Ints, said: Mapping[str, Array]) -> str | None:
+        """Return how what clients say of their data differs from what is known, None if it does not."""
+        mine = np.flatnonzero(np.isin(clients, self.clients))
+        rows = np.searchsorted(self.clients, clients[mine])
+        for name in [each for each in self.columns if each in said]:
+            if np.array_equal(said[name][mine], self.columns[name][rows]):
+                continue
+            for place, row in zip(mine, rows, strict=True):
+                claim, known = said[name][place].tolist(), self.columns[name][row].tolist()
+                if claim != known:
+                    return f"{name} = {claim} of client {clients[place]}, but its data by the stream make it {known}"
+        return None
 
 
 def samples_problem(answer: Answer, n: Ints) -> str | None:

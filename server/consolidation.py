@@ -15,7 +15,7 @@ import torch
 from fedcl.answers import Answer, Layout
 from fedcl.metrics import shares
 from fedcl.orders import OWN_PARTS, ConsolidateOrder, ConsolidateReply, Ints
-from server.acceptance import counts_problem, samples_problem, sum_problem
+from server.acceptance import Known, counts_problem, samples_problem, sum_problem
 from server.exchange import Size
 from server.federation import Federation
 from server.methods import ServerMethod
@@ -41,7 +41,8 @@ def consolidate(
     total, answered, measured = torch.zeros(layout.size, dtype=torch.float64), 0, []
     for clients, tasks in _waves(pending & federation.roster.reachable[:, None]):
         orders = _orders(federation, state, round, clients, tasks)
-        refused = partial(_refused, federation, state, layout)
+        known = Known.of_cells(federation.stream, clients, tasks)
+        refused = partial(_refused, federation, state, layout, known)
         for order, reply in federation.ask(
             "query.consolidate", orders, state, ConsolidateReply, refused, Size(layout.size)
         ):
@@ -109,9 +110,10 @@ def _orders(federation: Federation, state: State, round: int, clients: Ints, tas
     ]  # fmt: skip
 
 
-def _refused(federation: Federation, state: State, layout: Layout, reply: ConsolidateReply) -> str | None:
+def _refused(federation: Federation, state: State, layout: Layout, known: Known, reply: ConsolidateReply) -> str | None:
     """Return why the sum of a reply cannot be taken, None if it can."""
     wrong = sum_problem(layout, reply.total, "float64") or counts_problem(reply.clients, reply.table, ("n",))
+    wrong = wrong or known.problem(reply.clients, reply.table)
     if wrong:
         return wrong
     total = torch.from_numpy(reply.total.copy())

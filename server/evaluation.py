@@ -10,6 +10,7 @@ import numpy as np
 
 from fedcl.metrics import shares
 from fedcl.orders import EvaluateOrder, EvaluateReply, Ints
+from server.acceptance import Known
 from server.exchange import Size
 from server.federation import Federation, round_to
 from server.state import State
@@ -76,7 +77,8 @@ def _own(federation: Federation, state: State, round: int, clients: Ints) -> dic
     """Return right predictions and test items, (tasks,) each, by client; who does not answer is left out."""
     found, width = dict[int, tuple[Ints, Ints]](), len(federation.stream.tasks)
     orders = _orders(federation, state, round, clients)
-    problem, size = partial(_problem, tasks=width), Size(each=2 * width)
+    known = Known.of_tests(federation.stream, clients, federation.scenario.evaluate.samples)
+    problem, size = partial(_problem, tasks=width, known=known), Size(each=2 * width)
     for _, reply in federation.ask("evaluate", orders, state, EvaluateReply, problem, size):
         found |= zip(reply.clients.tolist(), zip(reply.correct, reply.items, strict=True), strict=True)
     return found
@@ -94,9 +96,9 @@ def _orders(federation: Federation, state: State, round: int, clients: Ints) -> 
     ]  # fmt: skip
 
 
-def _problem(reply: EvaluateReply, tasks: int) -> str | None:
+def _problem(reply: EvaluateReply, tasks: int, known: Known) -> str | None:
     """Return why counts cannot be, None if they can."""
     if reply.correct.shape[1] != tasks or reply.items.shape[1] != tasks:
         return f"it does not have {tasks} tasks"
     wrong = ((reply.correct < 0) | (reply.correct > reply.items)).any()
-    return "right predictions that cannot be" if wrong else None
+    return "right predictions that cannot be" if wrong else known.problem(reply.clients, {"items": reply.items})

@@ -3,11 +3,15 @@
 Who does not answer, or whose answer is refused, is named in the journal and keeps the score that it had.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from fedcl.orders import Ints, ScoreOrder, ScoreReply
+from fedcl.plan import Cohort
+from server.acceptance import Known
 from server.exchange import Size
 from server.federation import Federation
 from server.state import State
@@ -22,8 +26,10 @@ def score(federation: Federation, state: State, round: int, there: Ints) -> Stat
     if not len(wanted):
         return state
     clients, losses = [np.zeros(0, np.int64)], [np.zeros(0)]
-    orders = _orders(federation, state, round, wanted)
-    for _, reply in federation.ask("query.score", orders, state, ScoreReply, _problem, Size(each=2)):
+    cohorts = federation.plan(state, round, wanted)
+    orders = _orders(federation, state, round, cohorts)
+    problem = partial(_problem, Known.of_visits(federation.stream, cohorts))
+    for _, reply in federation.ask("query.score", orders, state, ScoreReply, problem, Size(each=2)):
         clients.append(reply.clients)
         losses.append(reply.losses / reply.counts)
     known = np.concatenate(clients)
@@ -35,10 +41,10 @@ def score(federation: Federation, state: State, round: int, there: Ints) -> Stat
     return replace(state, selection=server.selection.scored(state.selection, known, np.concatenate(losses)))
 
 
-def _orders(federation: Federation, state: State, round: int, wanted: Ints) -> list[ScoreOrder]:
+def _orders(federation: Federation, state: State, round: int, cohorts: Sequence[Cohort]) -> list[ScoreOrder]:
     """Return one order a cohort: what each client would train on if it were asked now."""
     orders = []
-    for cohort in federation.plan(state, round, wanted):
+    for cohort in cohorts:
         orders.append(ScoreOrder(
             round=round, cohort=cohort.number, clients=cohort.clients, tasks=cohort.tasks, clocks=cohort.clocks,
             **federation.records(state, cohort.clients), weights=np.zeros(0, np.float32),
@@ -46,9 +52,11 @@ def _orders(federation: Federation, state: State, round: int, wanted: Ints) -> l
     return orders
 
 
-def _problem(reply: ScoreReply) -> str | None:
+def _problem(known: Known, reply: ScoreReply) -> str | None:
     """Return why scores cannot be; a loss that is no number can: the model may have diverged."""
     wrong = (reply.counts < 1).any() or (reply.losses < 0).any()
     if reply.losses.dtype != np.float64:
         return f"losses in {reply.losses.dtype}, not in float64"
-    return "a client without items, or with a loss below 0" if wrong else None
+    if wrong:
+        return "a client without items, or with a loss below 0"
+    return known.problem(reply.clients, {"n": reply.counts})

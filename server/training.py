@@ -14,7 +14,7 @@ from fedcl.answers import Answer, Layout
 from fedcl.errors import FederationError
 from fedcl.orders import Array, ClientError, TrainOrder, TrainReply
 from fedcl.plan import Cohort
-from server.acceptance import counts_problem, sum_problem, update_problem
+from server.acceptance import Known, counts_problem, sum_problem, update_problem
 from server.exchange import Size
 from server.federation import Federation, round_to
 from server.state import State
@@ -60,7 +60,9 @@ def train(
         )
         for cohort in cohorts
     ]  # fmt: skip
-    problem, size = partial(_problem, federation, layout, dtype), Size(layout.size)
+    client = federation.scenario.client
+    known = Known.of_visits(federation.stream, cohorts, epochs=client.epochs, batch=client.batch)
+    problem, size = partial(_problem, federation, layout, dtype, known), Size(layout.size)
     for order, reply in federation.ask("train", orders, state, TrainReply, problem, size, done.errors.append):
         if not len(reply.clients):
             continue
@@ -85,9 +87,10 @@ def _shared(federation: Federation, state: State, riding: NDArray[np.bool_]) -> 
     return {name: each.numpy() for name, each in sent.items()}
 
 
-def _problem(federation: Federation, layout: Layout, dtype: torch.dtype, reply: TrainReply) -> str | None:
+def _problem(federation: Federation, layout: Layout, dtype: torch.dtype, known: Known, reply: TrainReply) -> str | None:
     """Return why a reply cannot be added up, None if it can."""
     wrong = counts_problem(reply.clients, reply.table, ("n", "steps", "evicted"))
+    wrong = wrong or known.problem(reply.clients, reply.table)
     wrong = wrong or sum_problem(layout, reply.total, str(dtype).removeprefix("torch."))
     if wrong or not len(reply.clients):
         return wrong

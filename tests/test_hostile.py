@@ -15,12 +15,23 @@ from hypothesis import strategies as st
 
 from clients.versions import OldSitting
 from clients.work import train
-from fedcl import api, wire
+from fedcl import api, plan, wire
 from fedcl.answers import Answer, Layout
 from fedcl.config import ServerConfig
 from fedcl.engine import flower
-from fedcl.orders import ClientError, ConsolidateOrder, EvaluateOrder, Order, TrainOrder, TrainReply
-from server.acceptance import update_problem
+from fedcl.orders import (
+    ClientError,
+    ConsolidateOrder,
+    EvaluateOrder,
+    EvaluateReply,
+    Order,
+    ScoreReply,
+    TrainOrder,
+    TrainReply,
+)
+from fedcl.world import as_text, world
+from server import evaluation, scoring
+from server.acceptance import Known, update_problem
 from server.exchange import FACTS, Size
 from tests.federations import Clients, journal, tiny
 from tests.nodes import Nodes
@@ -101,6 +112,11 @@ def spoilt(at: int, value: float) -> Callable[[TrainReply], Any]:
     return total
 
 
+def claims(samples: int) -> Callable[[Hostile, RecordDict], RecordDict]:
+    """Return a spoiler that claims so many samples, in the table and in the weight of the sum alike."""
+    return changed(table=column("n", [samples]), total=spoilt(-1, samples))
+
+
 def nested(depth: int) -> Any:
     inner: Any = 1
     for _ in range(depth):
@@ -125,6 +141,9 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "negative count": (changed(table=column("n", [-5])), "its table lacks the numbers of samples"),
     "enormous count": (changed(table=column("n", [2**62])), "its table lacks the numbers of samples"),
     "weight": (changed(total=spoilt(-1, 1e30)), "the weights of its updates add up to 1e+30, not to "),
+    "more samples": (claims(500), f"n = 500 of client {HOSTILE}, but its data by the stream make it "),
+    "fewer samples": (claims(1), f"n = 1 of client {HOSTILE}, but its data by the stream make it "),
+    "more steps": (changed(table=column("steps", [500])), f"steps = 500 of client {HOSTILE}, but its data by the str"),
     "other clients": (changed(clients=np.array([2])), "it covers clients that were not asked"),
     "errors of others": (changed(errors=ANOTHER), "it names errors of clients that were not asked"),
     "missing column": (changed(table=lambda reply: {"n": reply.table["n"]}), "its table lacks the numbers"),
@@ -185,6 +204,101 @@ def test_hostile_answers_count_for_nothing(runs: tuple[Path, Path]) -> None:
         assert results[name] == expected[name]
     assert {client for _, client, _ in told(runs[0])} == {HOSTILE}
     assert len(told(runs[0])) == len(told(runs[1])) == len(FAULTS) - 1
+
+
+# What the server knows of the data.
+
+UNEVEN = tiny("stream.partition={kind: 'tests.federations:Uneven', sizes: [3, 4, 20]}", "evaluate.samples=2")
+STREAM = world(as_text(UNEVEN))[1]
+
+
+def test_what_is_known_of_a_visit_is_what_clients_count() -> None:
+    """Under every curriculum and clock, and for the joint oracle: n and steps of real visits, in whatever order."""
+    for overrides in (
+        ["client.epochs=3"], ["stream.joint=true"], ["stream.schedule.online=true"], ["client.curriculum=cyclical"],
+        ["client.curriculum=curr"], ["stream.schedule.kind=own", "client.batch=1"],
+    ):  # fmt: skip
+        clients = Clients.of(tiny("stream.partition=dirichlet", *overrides))
+        stream, scenario, everyone = clients.site.stream, clients.site.scenario, np.zeros(4, np.int64)
+        ready = plan.available(stream, 1, everyone, joint=scenario.stream.joint)
+        own = scenario.client
+        cohorts = plan.plan_round(
+            stream, 1, everyone, ready, everyone, cohort=3, epochs=own.epochs, batch=own.batch,
+            joint=scenario.stream.joint,
+        )  # fmt: skip
+        known = Known.of_visits(stream, cohorts, epochs=own.epochs, batch=own.batch)
+        assert known.clients.tolist() == sorted(ready.tolist())
+        for each in cohorts:
+            table = clients.carry_out(clients.initial, 1, each.clients, each.tasks, each.clocks).table
+            assert known.problem(each.clients, table) is None
+            for name in ("n", "steps"):
+                said = str(known.problem(each.clients, {**table, name: table[name] + 1}))
+                assert said.startswith(f"{name} = {table[name][0] + 1} of client {each.clients[0]}, but its data")
+
+
+def test_who_is_not_known_is_not_compared() -> None:
+    """Clients whose counts only their node knows are left out of what is known; the others still are compared."""
+    known = Known.of(np.array([7, 2]), n=np.array([70, 20]))
+    assert known.problem(np.array([2, 5, 7]), {"n": np.array([20, 999, 70])}) is None
+    assert known.problem(np.array([5]), {"n": np.array([999])}) is None
+    assert known.problem(np.zeros(0, np.int64), {"n": np.zeros(0, np.int64)}) is None
+    assert known.problem(np.array([2]), {}) is None
+    said = known.problem(np.array([5, 7]), {"n": np.array([999, 71])})
+    assert said == "n = 71 of client 7, but its data by the stream make it 70"
+
+
+def test_other_replies_count_what_the_stream_says_too() -> None:
+    """Evaluations, scores and statistics of a task: the true numbers pass, one more does not."""
+    k = np.arange(4)
+    fields: dict[str, Any] = {"round": 1, "cohort": 0, "clients": k, "table": {}}
+    tests = Known.of_tests(STREAM, k, UNEVEN.evaluate.samples)
+    items = np.minimum(STREAM.test.count, 2)
+    for more in (0, 1):
+        there = items + more
+        said = evaluation._problem(EvaluateReply(**fields, correct=0 * there, items=there), 2, tests)
+        assert (said is None) == (more == 0)
+    assert str(said).startswith(f"items = {there[0].tolist()} of client 0, but its data by the stream make it")
+    visits = Known.of(k, n=np.array([3, 4, 20, 21]))
+    for last, fine in ((21, True), (22, False)):
+        reply = ScoreReply(**fields, losses=np.ones(4), counts=np.array([3, 4, 20, last]))
+        assert (scoring._problem(visits, reply) is None) == fine
+
+
+@pytest.mark.parametrize("method", ["prototypes", "fedewc"])
+def test_statistics_of_more_samples_than_a_task_has_are_refused(method: str, tmp_path: Path) -> None:
+    """Twice the sums of twice the samples agree with each other, not with the stream: they stay pending, unused."""
+
+    class Doubling(Nodes):
+        def _reply(self, message: Message) -> Message:
+            answer = super()._reply(message)
+            if message.metadata.message_type == "query.consolidate":
+                reply = wire.decode(answer.content)
+                if reply.clients.tolist() == [HOSTILE]:
+                    table = {"n": 2 * reply.table["n"]}
+                    answer.content = wire.encode(replace(reply, total=2 * reply.total, table=table))
+            return answer
+
+    client = "frozen" if method == "prototypes" else method
+    asked = tiny(f"server.method={method}", f"client.method={client}")
+    assert sit(tmp_path / "run", Doubling(4), asked) == "finished"
+    found = told(tmp_path / "run")
+    assert {client for _, client, _ in found} == {HOSTILE}
+    assert all("by the stream make it" in error and "refused: n = " in error for *_, error in found)
+    assert len(found) >= 2
+
+
+def test_a_node_with_a_least_count_answers_for_all_samples_of_a_client_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every answer that leaves has the counts that the server knows: none is refused, one client is left out."""
+    monkeypatch.setenv("FEDCL_MIN_COUNT", "4")
+    uneven = "stream.partition={kind: 'tests.federations:Uneven', sizes: [3, 14, 5]}"
+    assert sit(tmp_path / "run", Nodes(2), tiny(uneven, "evaluate.clients=0")) == "finished"
+    found = told(tmp_path / "run")
+    assert {client for _, client, _ in found} == {0}
+    assert not any("answer refused" in error for *_, error in found)
+    rounds = [event for event in journal(tmp_path / "run") if event["event"] == "round"]
+    assert [sorted(event["clients"]) for event in rounds] == [[1, 2, 3]] * 4
 
 
 def test_a_size_is_bounded_before_it_is_read() -> None:
@@ -299,6 +413,13 @@ ORDERS: dict[str, tuple[Any, str]] = {
     "NaN shared": (lambda: replace(order(), shared={"a": np.array([np.nan])}), "shared.a: holds numbers that are not"),
     "too much shared": (lambda: replace(order(), shared={"a": np.zeros(1_100_000)}), "shared: 1,100,000 numbers, more"),
     "NaN classifier": (lambda: replace(order(EvaluateOrder), classifier={"h": np.array([np.nan])}), "classifier.h: ho"),
+    "shared by nobody": (lambda: replace(order(), shared={"a": np.zeros(3)}), "shared.a: this server method sends no"),
+    "half a classifier": (
+        lambda: replace(order(EvaluateOrder), classifier={"prototypes": np.zeros((4, 6))}), "classifier.seen: is miss"
+    ),
+    "another classifier": (
+        lambda: replace(order(EvaluateOrder), classifier={"ridge": np.zeros((6, 4))}), "classifier.ridge: this server m"
+    ),
     "a folder": (lambda: replace(order(), folder="/etc"), "folder = '/etc': this node keeps its clients' records its"),
 }  # fmt: skip
 

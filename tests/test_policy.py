@@ -42,6 +42,7 @@ def _identity(monkeypatch: pytest.MonkeyPatch) -> None:
     flower.identify()
     for name in ("ALLOW", "MIN_COUNT", "AUDIT", "STATE"):
         monkeypatch.delenv(f"FEDCL_{name}", raising=False)
+    monkeypatch.setenv("FEDCL_TRUST", "tests")  # whose partition the scenario names
 
 
 def order(kind: type[Order] = TrainOrder, clients: Any = (0, 1, 2, 3), scenario: Scenario = SCENARIO) -> Any:

@@ -189,6 +189,10 @@ def test_what_a_node_says_is_a_line_a_user_understands() -> None:
         (["server", "split-digits", "--state", "s", "--tls", "nowhere"], "fedcl certs makes it"),
         (["client", "--state", "s", "--server", "nohost"], "must be HOST:PORT"),
         (["client", "--state", "s", "--server", "a:1", "--key", "k"], "over TLS only; add --tls"),
+        (
+            ["client", "--state", "s", "--server", "a:1", "--trust", "os;"],
+            "--trust = 'os;': must be the name of a packag",
+        ),
         (["client", "--state", "s", "--server", "a:1", "--data", "nowhere"], "--data 'nowhere': is not there"),
         (["client", "--config", "c.yaml"], "'sever' is no option of fedcl client; did you mean 'server'"),
         (["server", "nodes", "remove", "x", "--state", "s"], "node 'x' is not known"),

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from fedcl.answers import Answer, Tensors
+from fedcl.answers import Answer, Layout, Tensors
+from fedcl.forms import Forms
 from fedcl.settings import Settings
 
 
@@ -52,12 +53,29 @@ class ServerMethod(Settings):
         """Return what clients are sent beside the weights."""
         return {}
 
+    def shared_forms(self, parameters: Layout, tasks: int) -> Forms:
+        """Return the forms of what `shared` sends: nodes refuse everything else (`fedcl.forms`).
+
+        Args:
+            parameters: of the model.
+            tasks: in the stream.
+        """
+        return {}
+
     def task_shared(self, state: Tensors) -> Tensors:
         """Return what clients are sent beside that when task statistics are asked for."""
         return {}
 
+    def task_shared_forms(self, parameters: Layout, tasks: int) -> Forms:
+        """Return the forms of what `task_shared` sends."""
+        return {}
+
     def classifier(self, state: Tensors, weights: Tensors) -> Tensors:
         """Return what predicts instead of the model's logits (see `fedcl.classifiers`); nothing: the logits do."""
+        return {}
+
+    def classifier_forms(self, parameters: Layout, tasks: int) -> Forms:
+        """Return the forms of what `classifier` sends."""
         return {}
 
     def on_client(self, shared: Tensors, own: Answer) -> Tensors:

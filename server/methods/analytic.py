@@ -15,10 +15,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedcl.answers import Tensors
+from fedcl.answers import Layout, Tensors
 from fedcl.errors import FederationError
+from fedcl.forms import Form, Forms
 from fedcl.settings import setting
-from server.methods.frozen import Frozen, seen
+from server.methods.frozen import Frozen, seen, seen_form
 
 
 def symmetric(upper: Tensor, d: int) -> Tensor:
@@ -61,3 +62,10 @@ class Analytic(Frozen):
         """Return W, the classes that have a column, and how to make the random features."""
         random = torch.tensor([self.draw, self.width])
         return {"ridge": state["head"], "seen": seen(state), "random": random}
+
+    def classifier_forms(self, parameters: Layout, tasks: int) -> Forms:
+        """Return that W has a column a class, and that the random features are those of the scenario."""
+        classes, features = dict(parameters.shapes)["head.weight"]
+        head = Form(shape=(self.width or features, classes), dtype="float64")
+        random = Form(shape=(2,), dtype="int64", equal=(self.draw, self.width))
+        return {"ridge": head, "seen": seen_form(parameters), "random": random}

@@ -14,7 +14,8 @@ from typing import ClassVar, Literal
 
 import torch
 
-from fedcl.answers import Answer, Tensors, prefixed, under
+from fedcl.answers import Answer, Layout, Tensors, prefixed, under
+from fedcl.forms import Forms, like
 from fedcl.settings import setting
 from server.methods.fedavg import FedAvg
 
@@ -49,6 +50,10 @@ class FedEWC(FedAvg):
             return {}
         found = {name: matters[name].to(each.dtype) for name, each in theta.items()}
         return {**prefixed("ewc.theta", theta), **prefixed("ewc.fisher", found)}
+
+    def shared_forms(self, parameters: Layout, tasks: int) -> Forms:
+        """Return that both are as the parameters are; no information is negative."""
+        return {**like("ewc.theta", parameters), **like("ewc.fisher", parameters, low=0)}
 
     def task_problem(self, weights: Tensors, answer: Answer) -> str | None:
         """Refuse squares and numbers of samples that cannot be."""

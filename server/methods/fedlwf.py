@@ -11,7 +11,8 @@ from typing import ClassVar
 
 import torch
 
-from fedcl.answers import Tensors, prefixed, under
+from fedcl.answers import Layout, Tensors, prefixed, under
+from fedcl.forms import Form, Forms, like
 from server.methods.fedavg import FedAvg
 
 
@@ -40,3 +41,8 @@ class FedLwF(FedAvg):
         if not len(state["known"]):
             return {}
         return {**prefixed("lwf.teacher", under("teacher", state)), "lwf.known": state["known"]}
+
+    def shared_forms(self, parameters: Layout, tasks: int) -> Forms:
+        """Return that the teacher is as the model is, and that it knows tasks of the stream."""
+        known = Form(shape=(None,), dtype="int64", low=0, high=tasks - 1, distinct=True)
+        return {**like("lwf.teacher", parameters), "lwf.known": known}

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from fedcl.answers import Answer, Layout, Tensors, under
+from fedcl.forms import Form, Forms
 from fedcl.settings import setting
 from fedcl.subspace import Protection, directions_of_gram, directions_of_sketch, grown, project_out
 from server.methods.fedavg import FedAvg
@@ -91,6 +92,11 @@ class FOT(Protection, FedAvg):
     def task_shared(self, state: Tensors) -> Tensors:
         """Return the bases, which clients need to measure what is new to them."""
         return {name: basis for name, basis in state.items() if name.startswith("basis/") and basis.shape[1]}
+
+    def task_shared_forms(self, parameters: Layout, tasks: int) -> Forms:
+        """Return that a layer has an orthonormal basis of its inputs, or none yet."""
+        inputs = self.inputs(parameters).items()
+        return {f"basis/{name}": Form(shape=(d, None), orthonormal=True, optional=True) for name, d in inputs}
 
     def project(self, state: Tensors, step: Tensors) -> Tensors:
         """Remove from the step what would change the outputs on old inputs."""

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fedcl.answers import LAYOUTS, Answer, Layout, Tensors
 from fedcl.embedding import fingerprint
+from fedcl.forms import Form
 from fedcl.settings import setting
 from server.methods.fedavg import FedAvg
 
@@ -105,3 +106,9 @@ class Frozen(FedAvg):
 def seen(state: Tensors) -> Tensor:
     """Return (classes,) bool: some sample of the class has been counted."""
     return state["count"] > 0
+
+
+def seen_form(parameters: Layout) -> Form:
+    """Return the form of that for a model with these parameters."""
+    classes, _ = dict(parameters.shapes)["head.weight"]
+    return Form(shape=(classes,), dtype="bool")

@@ -15,9 +15,10 @@ one (the journal's event `local`); what the merged server can do is evaluated as
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedcl.answers import Answer, Tensors
+from fedcl.answers import LAYOUTS, Answer, Layout, Tensors
+from fedcl.forms import Form, Forms
 from fedcl.settings import setting
-from server.methods.frozen import Frozen, seen
+from server.methods.frozen import Frozen, seen, seen_form
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,12 @@ class Prototypes(Frozen):
         """Return the sums so far, where clients are measured with them."""
         return {name: state[name] for name in ("sum", "count")} if self.missions else {}
 
+    def task_shared_forms(self, parameters: Layout, tasks: int) -> Forms:
+        """Return that the sums are those of every class, of whole numbers of samples."""
+        shapes = {name.partition("/")[2]: shape for name, shape in LAYOUTS[self.statistic](parameters, self).shapes}
+        count = Form(shape=shapes["count"], dtype="float64", low=0, whole=True)
+        return {"sum": Form(shape=shapes["sum"], dtype="float64"), "count": count} if self.missions else {}
+
     def on_client(self, shared: Tensors, own: Answer) -> Tensors:
         """Return the class means of the server's sums and the client's own."""
         sums = own.under(self.statistic)
@@ -42,3 +49,8 @@ class Prototypes(Frozen):
     def made(self, state: Tensors) -> Tensors:
         """Return the class means."""
         return {"prototypes": state["sum"] / state["count"].clamp(min=1)[:, None], "seen": seen(state)}
+
+    def classifier_forms(self, parameters: Layout, tasks: int) -> Forms:
+        """Return that every class has a mean of its features."""
+        means = Form(shape=dict(parameters.shapes)["head.weight"], dtype="float64")
+        return {"prototypes": means, "seen": seen_form(parameters)}

@@ -13,7 +13,8 @@ from typing import ClassVar
 
 import torch
 
-from fedcl.answers import Answer, Tensors, prefixed, under
+from fedcl.answers import Answer, Layout, Tensors, prefixed, under
+from fedcl.forms import Forms, like
 from server.methods.fedavg import FedAvg, average
 
 
@@ -37,6 +38,10 @@ class Scaffold(FedAvg):
     def shared(self, state: Tensors) -> Tensors:
         """Return c."""
         return prefixed("scaffold.control", under("control", state))
+
+    def shared_forms(self, parameters: Layout, tasks: int) -> Forms:
+        """Return that c is as the parameters are."""
+        return like("scaffold.control", parameters)
 
     def end_round(self, state: Tensors, weights: Tensors, total: Answer) -> tuple[Tensors, Tensors]:
         """Return the mean update as the step, and c after what the clients' have grown by."""
