@@ -13,20 +13,20 @@ from fedcl import wire
 
 
 @contextmanager
-def noted(kind: str, content: RecordDict) -> Iterator[None]:
-    """Note a message of a kind and how long the block took, or why it failed."""
-    path = os.environ.get("FEDCL_ACTIVITY")
+def noted(kind: str, content: RecordDict) -> Iterator[dict[str, Any]]:
+    """Note a message of a kind and how long the block took, or why it failed; what the block adds is noted too."""
+    path, added = os.environ.get("FEDCL_ACTIVITY"), dict[str, Any]()
     if not path:
-        yield
+        yield added
         return
     began, error = time.monotonic(), ""
     try:
-        yield
+        yield added
     except Exception as raised:
         error = (str(raised).strip().splitlines() or [type(raised).__name__])[-1]
         raise
     finally:
-        done = {**_about(content), "kind": kind, "seconds": round(time.monotonic() - began, 3), "error": error}
+        done = {**_about(content), **added, "kind": kind, "seconds": round(time.monotonic() - began, 3), "error": error}
         with open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(done) + "\n")
 

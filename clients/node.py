@@ -10,14 +10,13 @@ import re
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-from clients import audit, incoming, site, versions, work
+from clients import audit, incoming, names, site, versions, work
 from clients.consolidation import consolidate
 from clients.evaluation import evaluate
 from clients.policy import Policy, of_environment
@@ -27,7 +26,7 @@ from fedcl import wire
 from fedcl.config import config_hash
 from fedcl.errors import ConfigError, FederationError
 from fedcl.fingerprint import fingerprint
-from fedcl.orders import ConsolidateOrder, EvaluateOrder, Ints, Order, Reply, ScoreOrder, TraceOrder, TrainOrder
+from fedcl.orders import ConsolidateOrder, EvaluateOrder, Ints, Order, Reply, ScoreOrder, TraceOrder, TrainOrder, empty
 from fedcl.state import PackStore
 from fedcl.world import scenario_of
 
@@ -90,6 +89,15 @@ class InContext:
         """Keep the sittings."""
         self._state["sittings"] = ConfigRecord({"json": json.dumps(sittings)})
 
+    def numbers(self) -> dict[str, dict[str, int]]:
+        """Return the numbers of names that are remembered."""
+        held = self._state.config_records.get("names")
+        return json.loads(str(held["json"])) if held else {}
+
+    def keep_numbers(self, numbers: dict[str, dict[str, int]]) -> None:
+        """Keep the numbers of names."""
+        self._state["names"] = ConfigRecord({"json": json.dumps(numbers)})
+
 
 def place(settings: Settings, state: RecordDict) -> versions.Place:
     """Return where this node keeps its clients' records: node-config `state`, FEDCL_STATE, else Flower's context."""
@@ -111,20 +119,21 @@ def answer(kind: str, content: RecordDict, settings: Settings, state: RecordDict
         Unwritten: its audit cannot be written.
     """
     if kind == "query.hello":
-        return _hello(content, settings)
+        return _hello(content, settings, place(settings, state))
     if kind not in ORDERS:
         raise wire.BadMessage(f"a message of type {kind!r}: known are query.hello, {', '.join(ORDERS)}")
     return _answer(content, *ORDERS[kind], settings, state)
 
 
-def _hello(content: RecordDict, settings: Settings) -> RecordDict:
-    """Say which clients this node hosts: every num-partitions-th from partition-id on."""
-    text = wire.text(content, "config")
-    return wire.hello(_hosted(settings, scenario_of(text).stream.clients), fingerprint(text))
+def _hello(content: RecordDict, settings: Settings, kept: versions.Place) -> RecordDict:
+    """Say which clients this node hosts, by their names or by their numbers."""
+    text, mine = wire.text(content, "config"), names.own(settings, kept)
+    numbers = empty() if mine else _numbered(settings, scenario_of(text).stream.clients)
+    return wire.hello(numbers, fingerprint(text), mine)
 
 
-def _hosted(settings: Settings, clients: int) -> Ints:
-    """Return the clients of a node, of so many: those it is told, or every num-partitions-th from partition-id on."""
+def _numbered(settings: Settings, clients: int) -> Ints:
+    """Return a node's clients, of so many, that have numbers: as told, or every num-partitions-th from partition-id."""
     if "clients" in settings:
         told = np.array(sorted({int(each) for each in str(settings["clients"]).split(",")}), np.int64)
         return told[told < clients]
@@ -166,12 +175,22 @@ def _by_itself(
         what = f"fingerprint = {order.fingerprint[:12]!r} is not this node's {fingerprint(text)[:12]!r}"
         raise wire.BadMessage(f"{what}: the server has another fedcl, or other packages, installed")
     here = site.site(text, kept.secret())
-    wrong = incoming.problem(here, order, _hosted(settings, here.scenario.stream.clients))
+    mine, clients = names.own(settings, kept), here.scenario.stream.clients
+    hosted = (
+        np.arange(clients) if mine else _numbered(settings, clients)
+    )  # which of them a name's is: see names.problem
+    wrong = incoming.problem(here, order, hosted)
+    wrong = wrong or names.problem(order, mine, kept.numbers().get(order.federation, {}))
     if wrong:
         raise wire.BadMessage(wrong)
     admitted, left_out = policy.admitted(here, order)
     scenario = config_hash(here.scenario)
-    reply = versions.carry_out(admitted, kept, scenario, partial(carry_out, here))
+
+    def carried_out(asked: Asked, store: work.Store) -> Reply:
+        names.remember(asked, kept)  # of a server that is known by now not to have died
+        return carry_out(here, asked, store)
+
+    reply = versions.carry_out(admitted, kept, scenario, carried_out)
     if policy.audit:
         said = {"federation": order.federation, "config_hash": scenario, "round": order.round}
         lines = [{"clients": [each.client], "refused": each.error} for each in left_out]

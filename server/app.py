@@ -1,6 +1,7 @@
 """The Flower ServerApp: the one round loop. Simulation, `flwr run` and real machines all call this `main`."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from flwr.app import Context
@@ -8,6 +9,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedcl import rundir
 from fedcl.interrupt import Stopped, listening
+from fedcl.real.nodes import Nodes
 from fedcl.streams import empty_cells
 from server import trouble
 from server.consolidation import consolidate
@@ -31,11 +33,13 @@ def main(grid: Grid, context: Context) -> None:
     """
     scenario, folder = rundir.asked(context.run_config)
     state_folder = str(context.run_config.get("state") or "") or None
+    nodes = str(context.run_config.get("nodes") or "")  # folder of the server whose supervisor has started this run
+    member = Nodes(Path(nodes)).member if nodes else None
     with (
         listening() as stop,
         rundir.claimed(folder),
         trouble.told(folder),
-        Federation.join(grid, scenario, folder, state_folder, stop) as federation,
+        Federation.join(grid, scenario, folder, state_folder, stop, member) as federation,
     ):
         federation.gather()
         state = federation.restore() or opening(federation)

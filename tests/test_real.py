@@ -165,7 +165,7 @@ def test_flowers_answers_are_read_or_told(tmp_path: Path) -> None:
     ):
         with pytest.raises(FederationError, match=why):
             read_answer("run", out, errors)
-    command = node_command("h:1", port=2, clients=[0, 3], tls=tmp_path / "ca.crt", key=tmp_path / "a.key")
+    command = node_command("h:1", port=2, settings={"clients": "0,3"}, tls=tmp_path / "ca.crt", key=tmp_path / "a.key")
     assert 'clients="0,3"' in command
     assert "--insecure" not in command
 
