@@ -56,9 +56,8 @@ class Doors(Nodes):
 
 def roll(grid: Doors, told: list[str] | None = None) -> Roll:
     flower.identify()
-    return Roll(
-        grid=grid, config=TEXT, clients=4, refused=(told if told is not None else []).append, table=Table(clients=4)
-    )
+    refused = (told if told is not None else []).append
+    return Roll(grid=grid, config=TEXT, clients=4, refused=refused, table=Table(clients=4))
 
 
 def test_nodes_are_greeted_once_and_taken_in_and_struck_off_between_looks() -> None:
