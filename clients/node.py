@@ -176,9 +176,7 @@ def _by_itself(
         raise wire.BadMessage(f"{what}: the server has another fedcl, or other packages, installed")
     here = site.site(text, kept.secret())
     mine, clients = names.own(settings, kept), here.scenario.stream.clients
-    hosted = (
-        np.arange(clients) if mine else _numbered(settings, clients)
-    )  # which of them a name's is: see names.problem
+    hosted = np.arange(clients) if mine else _numbered(settings, clients)  # a name has any number: names.problem
     wrong = incoming.problem(here, order, hosted)
     wrong = wrong or names.problem(order, mine, kept.numbers().get(order.federation, {}))
     if wrong:

@@ -35,6 +35,7 @@ from fedcl.orders import (
 
 RAW = "fedcl.raw"
 DIMENSIONS, MOST = 8, 1 << 40  # of an array, and of each of its dimensions: beside a 0, bytes do not bound the others
+HELLO = 1 << 17  # letters of a hello: there is room for as many names as a node may have
 DTYPES = ("float32", "float64", "int64", "int32", "bool")
 ORDERS = (TrainOrder, ConsolidateOrder, EvaluateOrder, ScoreOrder, TraceOrder)
 REPLIES = (TrainReply, ConsolidateReply, EvaluateReply, ScoreReply, TraceReply)
@@ -244,6 +245,9 @@ def introduced(record: RecordDict) -> list[str]:
     Raises:
         BadMessage: they cannot be names, or numbers come beside them.
     """
+    letters = size(record)[1]
+    if letters > HELLO:
+        raise BadMessage(f"a hello with {letters:,} letters, more than {HELLO:,}")
     found = _facts(record).get("names", [])
     if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
         raise BadMessage("a hello whose names are not a list of texts")

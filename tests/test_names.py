@@ -24,12 +24,14 @@ from fedcl.fingerprint import fingerprint
 from fedcl.names import hosted, named, node_of, of_key, of_secret, ward_of
 from fedcl.orders import Order, TrainOrder
 from fedcl.real.nodes import Member
+from fedcl.report import write_report
 from fedcl.world import as_text
 from server import federation
 from server.names import Table, with_lowest
 from server.roster import Roll
 from tests.federations import run, tiny
 from tests.nodes import SECRET, Nodes
+from tests.test_fingerprint import Strange
 from tests.test_policy import SCENARIO, _identity, ask, files, order
 from tests.test_versions import newest, sit, visits
 
@@ -96,6 +98,7 @@ MALFORMED: dict[str, tuple[Any, Any, str]] = {
     "too many": ([f"{A}/w{n}" for n in range(1025)], (), "1025 names: must be at most 1024"),
     "of two nodes": ([f"{A}/x", f"{B}/x"], (), "must be those of the wards of one node"),
     "a node beside its ward": ([A, f"{A}/x"], (), "must be those of the wards of one node"),
+    "an endless text": ([A + "a" * (1 << 17)], (), "letters, more than"),
     "numbers beside them": ([A], (0,), "names and numbers of clients"),
 }
 
@@ -105,6 +108,16 @@ def test_a_malformed_hello_is_refused(what: str) -> None:
     told, numbers, why = MALFORMED[what]
     with pytest.raises(wire.BadMessage, match=why):
         wire.introduced(hello(told, numbers))
+
+
+def test_a_node_with_a_malformed_hello_is_left_out_and_has_no_number(tmp_path: Path) -> None:
+    """Told once; the other nodes are taken in, and the table knows nothing of it."""
+    told: list[str] = []
+    found = roll(Strange(3, {2: hello([f"{A}/../x"])}), tmp_path, told)
+    assert [found.look().nodes.tolist() for _ in range(2)] == [[0, -1, 1, 0]] * 2
+    (why,) = told
+    assert "is left out: a hello with the name" in why
+    assert table(tmp_path) == {"names": {}, "numbers": [0, 2, 3]}
 
 
 def test_a_sound_hello_is_read() -> None:
@@ -291,6 +304,7 @@ def test_where_a_node_has_two_wards_the_weights_are_those_of_one_process_but_for
     assert sit(tmp_path / "run", Hall(None, *NAMED, inside=inside), ALONE) == "finished"
     arrival = [name for node in inside for name in named(*NAMED[node - 1])]
     assert table(tmp_path / "run")["names"] == {name: number for number, name in enumerate(arrival)}
+    write_report([tmp_path / "run"], tmp_path / "report.html")  # the event is no matter to it
     found, expected = (load_file(folder / "model.safetensors") for folder in (tmp_path / "run", alone))
     for name in expected:
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-6)
