@@ -13,19 +13,20 @@ from fedcl import wire
 
 
 @contextmanager
-def noted(kind: str, content: RecordDict) -> Iterator[None]:
-    """Note a message of a kind and how long the block took, or why it failed."""
+def noted(kind: str, content: RecordDict) -> Iterator[dict[str, Any]]:
+    """Note a message of a kind and how long the block took, or why it failed; what the block adds is noted too."""
+    added = dict[str, Any]()
     if not os.environ.get("FEDCL_ACTIVITY"):
-        yield
+        yield added
         return
     began, error = time.monotonic(), ""
     try:
-        yield
+        yield added
     except Exception as raised:
         error = (str(raised).strip().splitlines() or [type(raised).__name__])[-1]
         raise
     finally:
-        tell({**_about(content), "kind": kind, "seconds": round(time.monotonic() - began, 3), "error": error})
+        tell({**_about(content), **added, "kind": kind, "seconds": round(time.monotonic() - began, 3), "error": error})
 
 
 def tell(done: Mapping[str, Any]) -> None:

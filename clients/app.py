@@ -14,18 +14,21 @@ from flwr.clientapp import ClientApp
 from clients import warm
 from clients.activity import noted
 from clients.frames import BadFrame
+from fedcl import wire
 
 app = ClientApp()
 
 
 def _answer(message: Message, context: Context) -> Message:
     """Return the reply to a message, of the worker where there is one, else of this process."""
-    with noted(message.metadata.message_type, message.content):
+    with noted(message.metadata.message_type, message.content) as done:
         content = _handed_over(message, context)
         if content is None:
             from clients import node  # torch and all that computes
 
             content = node.answer(message.metadata.message_type, message.content, context.node_config, context.state)
+        if message.metadata.message_type == "query.hello":
+            done["names"] = wire.introduced(content)
     return Message(content, reply_to=message)
 
 
@@ -46,7 +49,7 @@ def _handed_over(message: Message, context: Context) -> RecordDict | None:
 
 @app.query("hello")
 def hello(message: Message, context: Context) -> Message:
-    """Say which clients this node hosts: every num-partitions-th from partition-id on."""
+    """Say which clients this node hosts, by their names or by their numbers."""
     return _answer(message, context)
 
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-from clients import activity, audit, incoming, site, versions, ward, work
+from clients import activity, audit, incoming, names, site, versions, ward, work
 from clients.consolidation import consolidate
 from clients.evaluation import evaluate
 from clients.policy import Policy, of_environment
@@ -38,6 +38,7 @@ from fedcl.orders import (
     StockOrder,
     TraceOrder,
     TrainOrder,
+    empty,
 )
 from fedcl.state import PackStore
 from fedcl.streams.folder import SHOWN
@@ -122,6 +123,15 @@ class InContext:
         held = self._state.config_records.get(name)
         return str(held["text"]) if held else ""
 
+    def numbers(self) -> dict[str, dict[str, int]]:
+        """Return the numbers of names that are remembered."""
+        held = self._state.config_records.get("names")
+        return json.loads(str(held["json"])) if held else {}
+
+    def keep_numbers(self, numbers: dict[str, dict[str, int]]) -> None:
+        """Keep the numbers of names."""
+        self._state["names"] = ConfigRecord({"json": json.dumps(numbers)})
+
 
 def place(settings: Settings, state: RecordDict) -> versions.Place:
     """Return where this node keeps its clients' records: node-config `state`, FEDCL_STATE, else Flower's context."""
@@ -145,7 +155,7 @@ def answer(kind: str, content: RecordDict, settings: Settings, state: RecordDict
     policy, said = of_environment(), dict[str, Any]()
     try:
         if kind == "query.hello":
-            return _hello(content, settings, policy)
+            return _hello(content, settings, policy, place(settings, state))
         if kind not in ORDERS:
             raise wire.BadMessage(f"a message of type {kind!r}: known are query.hello, {', '.join(ORDERS)}")
         return _answer(content, *ORDERS[kind], settings, state, policy, said)
@@ -172,14 +182,16 @@ def _scenario(content: RecordDict, settings: Settings, policy: Policy) -> Iterat
         yield own_text(text)
 
 
-def _hello(content: RecordDict, settings: Settings, policy: Policy) -> RecordDict:
-    """Say which clients this node hosts: every num-partitions-th from partition-id on."""
+def _hello(content: RecordDict, settings: Settings, policy: Policy, kept: versions.Place) -> RecordDict:
+    """Say which clients this node hosts, by their names or by their numbers."""
+    mine = names.own(settings, kept)
     with _scenario(content, settings, policy) as text:
-        return wire.hello(_hosted(settings, scenario_of(text).stream.clients), fingerprint(text))
+        numbers = empty() if mine else _numbered(settings, scenario_of(text).stream.clients)
+        return wire.hello(numbers, fingerprint(text), mine)
 
 
-def _hosted(settings: Settings, clients: int) -> Ints:
-    """Return the clients of a node, of so many: those it is told, or every num-partitions-th from partition-id on."""
+def _numbered(settings: Settings, clients: int) -> Ints:
+    """Return a node's clients, of so many, that have numbers: as told, or every num-partitions-th from partition-id."""
     if "clients" in settings:
         told = np.array(sorted({int(each) for each in str(settings["clients"]).split(",")}), np.int64)
         return told[told < clients]
@@ -223,12 +235,16 @@ def _by_itself(
         what = f"fingerprint = {order.fingerprint[:12]!r} is not this node's {fingerprint(text)[:12]!r}"
         raise wire.BadMessage(f"{what}: the server has another fedcl, or other packages, installed")
     here, left_out = site.site(text, kept.secret()), list[ClientError]()
-    wrong = incoming.problem(here, order, _hosted(settings, here.scenario.stream.clients))
+    mine, clients = names.own(settings, kept), here.scenario.stream.clients
+    hosted = np.arange(clients) if mine else _numbered(settings, clients)  # a name has any number: names.problem
+    wrong = incoming.problem(here, order, hosted)
+    wrong = wrong or names.problem(order, mine, kept.numbers().get(order.federation, {}))
     if wrong:
         raise wire.BadMessage(wrong)
     policy.check(here, order)
 
     def done(asked: Asked, store: work.Store) -> Reply:
+        names.remember(asked, kept)  # of a server that is known by now not to have died
         at = here
         if here.stream.dataset.elsewhere:
             store = ward.visit(here, asked, store, _folders(asked, settings), kept)
@@ -255,7 +271,7 @@ def _tell(visit: ward.Visit, kept: versions.Place) -> None:
 
 
 def _folders(order: Order, settings: Settings) -> dict[int, Path]:
-    """Return the folder of each client's own data: that of the node, or one in it by the client's name if it has many.
+    """Return the folder of each client's own data: the node's, or one in it by its ward or, of several, its number.
 
     Raises:
         ConfigError: nobody has said where it is.
@@ -263,6 +279,6 @@ def _folders(order: Order, settings: Settings) -> dict[int, Path]:
     root = settings.get("data") or os.environ.get("FEDCL_DATA")
     if not root:
         raise ConfigError("the clients' own data: no folder is named; start the node with --data PATH (FEDCL_DATA)")
-    hosted = [name for name in str(settings.get("clients", "")).split(",") if name]
-    many = len(hosted) > 1 or "clients" not in settings
-    return {client: Path(str(root)) / (str(client) if many else "") for client in order.clients.tolist()}
+    several = "," in str(settings.get("clients", "")) or "partition-id" in settings
+    wards = names.wards(order).items()
+    return {client: Path(str(root)) / (ward or (str(client) if several else "")) for client, ward in wards}

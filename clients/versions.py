@@ -38,8 +38,8 @@ from fedcl.state import packed
 
 FORMAT = 1
 SECRET = 32  # bytes
-FEDERATIONS = 64  # whose sittings are remembered
-SITTINGS = "sittings.json"
+FEDERATIONS = 64  # whose sittings and names are remembered
+SITTINGS, NUMBERS = "sittings.json", "names.json"
 ARRIVALS, FAULTS = "arrivals.json", "faults.txt"
 NAME = re.compile(r"r(\d{6,})\.state", re.ASCII)
 Asked = TypeVar("Asked", bound=Order)
@@ -97,6 +97,12 @@ class Place(Protocol):
 
     def told(self, client: int, text: str) -> bool:
         """Keep what is wrong in a client's folder and return whether it is something else than before."""
+
+    def numbers(self) -> dict[str, dict[str, int]]:
+        """Return the number of each client's name in each federation, in the order in which they came up."""
+
+    def keep_numbers(self, numbers: dict[str, dict[str, int]]) -> None:
+        """Keep the numbers for good."""
 
 
 def outdated(there: Iterable[int], round: int, accepted: int, oldest: int) -> list[int]:
@@ -331,6 +337,26 @@ class Folder:
         """Write the file whole or not at all and force it onto the disk."""
         _make(self.folder)
         replace_file(self.folder / SITTINGS, [json.dumps(sittings).encode()], sync=True)
+
+    def numbers(self) -> dict[str, dict[str, int]]:
+        """Return what stands in the file `names.json`, nothing if there is none.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        path = self.folder / NUMBERS
+        if not path.exists():
+            return {}
+        try:
+            found = json.loads(path.read_bytes()).items()
+            return {str(run): {str(name): int(number) for name, number in each.items()} for run, each in found}
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is damaged ({error}): put back a copy, or delete it") from error
+
+    def keep_numbers(self, numbers: dict[str, dict[str, int]]) -> None:
+        """Write the file whole or not at all and force it onto the disk."""
+        _make(self.folder)
+        replace_file(self.folder / NUMBERS, [json.dumps(numbers).encode()], sync=True)
 
 
 def _make(folder: Path) -> None:

@@ -82,8 +82,8 @@ def _persistent(site: Site, order: TrainOrder, old: Records) -> Worked:
 def pick(order: Asked, rows: Ints) -> Asked:
     """Return the order for some of its clients."""
     columns = {name: getattr(order, name) for name in COLUMNS if len(getattr(order, name, ()))}
-    packs = [order.packs[row] for row in rows]
-    return replace(order, packs=packs, **{name: column[rows] for name, column in columns.items()})
+    packs, names = ([column[row] for row in rows] if column else [] for column in (order.packs, order.names))
+    return replace(order, packs=packs, names=names, **{name: column[rows] for name, column in columns.items()})
 
 
 def work(site: Site, order: TrainOrder, old: Records) -> Worked:

@@ -6,10 +6,12 @@ which is what Flower reads. X.509 after RFC 5280, every key on the curve P-384.
 
 import ipaddress
 import re
+from base64 import b64decode
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
+from fedcl import names
 from fedcl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -207,6 +209,14 @@ def load_node_public(data: bytes) -> "ec.EllipticCurvePublicKey":
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise ValueError(f"{type(key).__name__} is not EC, and Flower takes no other")
     return key
+
+
+def node_name(public: "ec.EllipticCurvePublicKey") -> str:
+    """Return the name that a SuperNode has by its public key (`fedcl.names`), whatever is written behind the key."""
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    # The middle one of "ecdsa-sha2-nistp384 BASE64 comment": `ssh-keygen -l` shows the same SHA-256, in base 64.
+    return names.of_key(b64decode(public.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).split()[1]))
 
 
 def signed_by(certificate: "x509.Certificate", ca: "x509.Certificate") -> bool:

@@ -206,8 +206,8 @@ def _list(state: State) -> int:
 
     known = Nodes(state.absolute())
     ids = known.registered
-    for name in known.names:
-        typer.echo(f"{name}  {'registered as ' + ids[name] if name in ids else 'registered at the next start'}")
+    for name, key in known.keys.items():
+        typer.echo(f"{name}  {key}  {'registered as ' + ids[name] if name in ids else 'registered at the next start'}")
     if not known.names:
         typer.echo("no nodes: fedcl server nodes add NAME.pub --state DIR")
     return OK
@@ -216,8 +216,9 @@ def _list(state: State) -> int:
 def client(
     server_at: Annotated[str, typer.Option("--server", metavar="HOST:PORT", help="The SuperLink.")],
     state: State,
-    number: Annotated[
-        list[int] | None, typer.Option("--client", help="Number of a client that this node hosts; several: repeat it.")
+    client: Annotated[
+        list[str] | None,
+        typer.Option(help="A ward's name, where this node hosts several (repeat it), or the fixed number of a client."),
     ] = None,
     data: Annotated[Path | None, typer.Option(metavar="PATH", help="Folder of data files (sets FEDCL_DATA).")] = None,
     tls: Annotated[
@@ -240,10 +241,11 @@ def client(
     ] = False,
     file: Config = None,
 ) -> int:
-    """Take part in a federation with this machine's clients until stopped; go on after any crash."""
+    """Take part in a federation until stopped, with one client or several (--client); go on after any crash."""
+    from fedcl import names
     from fedcl.interrupt import Stopped, listening
     from fedcl.lock import Lock
-    from fedcl.real.joining import Node
+    from fedcl.real.joining import Node, name_by
     from fedcl.trust import packages
 
     host, colon, port = server_at.rpartition(":")
@@ -254,6 +256,7 @@ def client(
     if data and not data.exists():
         raise ConfigError(f"--data {str(data)!r}: is not there")
     trusted = ",".join(packages(trust or (), "--trust"))
+    hosted = names.hosted(client or ())
     state, tls, key = _made(state), _there("--tls", tls), _there("--key", key)
     extra = {"FEDCL_MIN_COUNT": str(min_count)} if min_count else {}
     extra |= {"FEDCL_TRUST": trusted} if trusted else {}
@@ -261,7 +264,7 @@ def client(
     extra |= {name: str(value) for name, value in given.items() if value is not None}
     with Lock(state), listening() as stop:
         node = Node(
-            server=server_at, state=state, clients=sorted(set(number or [0])), tls=tls, key=key, extra=extra,
+            server=server_at, state=state, hosted=hosted, name=name_by(key), tls=tls, key=key, extra=extra,
             warm=not cold, say=_say,
         )  # fmt: skip
         try:

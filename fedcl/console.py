@@ -183,6 +183,10 @@ class Progress:
         for note in event["notes"]:
             self._errors.print(escape(f"round {event['round']}: {note}"), style="yellow", soft_wrap=True)
 
+    def _on_joined(self, event: Event) -> None:
+        whose = " of ".join(part for part in (event["name"], event["node"]) if part)
+        self._say(f"round {event['round']}: client {event['client']} is {whose}")
+
     def _on_waiting(self, event: Event) -> None:
         here = f"{event['here']} clients are here, {event['needed']} needed"
         self._say(f"round {event['round']}: waiting for {event['for']}: {here}")

@@ -41,6 +41,8 @@ class Order:
     federation: str = ""
     fingerprint: str = ""
     sitting: int = 0
+    # By which name each client was introduced (`fedcl.names`), "" = by its number; empty: all of them were.
+    names: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)

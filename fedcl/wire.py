@@ -6,7 +6,7 @@ from a short list, byte count equal to what dtype and shape say, lists as long a
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
-from fedcl import orders
+from fedcl import names, orders
 from fedcl.errors import FederationError
 from fedcl.orders import (
     ClientError,
@@ -37,6 +37,7 @@ from fedcl.orders import (
 
 RAW = "fedcl.raw"
 DIMENSIONS, MOST = 8, 1 << 40  # of an array, and of each of its dimensions: beside a 0, bytes do not bound the others
+HELLO = 1 << 17  # letters of a hello: there is room for as many names as a node may have
 DTYPES = ("float32", "float64", "int64", "int32", "bool")
 ORDERS = (TrainOrder, ConsolidateOrder, EvaluateOrder, ScoreOrder, TraceOrder, StockOrder)
 REPLIES = (TrainReply, ConsolidateReply, EvaluateReply, ScoreReply, TraceReply, StockReply)
@@ -197,7 +198,7 @@ def _check(message: Any) -> None:
     for name in ("tasks", "clocks", "rows", "packs", "correct", "items", "losses", "counts", "points"):
         if hasattr(message, name) and len(getattr(message, name)) != n:
             raise BadMessage(f"{name!r} has {len(getattr(message, name))} entries for {n} clients")
-    for name in ("leaving", "accepted", "oldest"):
+    for name in ("leaving", "accepted", "oldest", "names"):
         if len(getattr(message, name, ())) not in (0, n):
             raise BadMessage(f"{name!r} has {len(getattr(message, name))} entries for {n} clients")
     for name, array in vars(message).items():
@@ -220,9 +221,15 @@ def _check_rounds(order: Order) -> None:
         raise BadMessage("'oldest' must lie between 0 and 'accepted' for every client")
 
 
-def hello(clients: NDArray[np.int64], fingerprint: str = "") -> RecordDict:
-    """Return the answer to `query.hello`: the clients that a node hosts, and its fingerprint (`fedcl.fingerprint`)."""
-    return RecordDict({"arrays": pack({"clients": clients}), "facts": _config({"fingerprint": fingerprint})})
+def hello(clients: NDArray[np.int64], fingerprint: str = "", named: Sequence[str] = ()) -> RecordDict:
+    """Return the answer to `query.hello`: the clients that a node hosts, and its fingerprint (`fedcl.fingerprint`).
+
+    Args:
+        clients: their numbers, none where the node names them.
+        named: their names (`fedcl.names`), none where they have numbers.
+    """
+    facts = {"fingerprint": fingerprint, "names": list(named)}
+    return RecordDict({"arrays": pack({"clients": clients}), "facts": _config(facts)})
 
 
 def hosted(record: RecordDict) -> NDArray[np.int64]:
@@ -232,6 +239,24 @@ def hosted(record: RecordDict) -> NDArray[np.int64]:
     if clients is None or clients.ndim != 1 or clients.dtype != np.int64:
         raise BadMessage("a hello without a list of clients")
     return clients
+
+
+def introduced(record: RecordDict) -> list[str]:
+    """Return the names of the clients that a node says it hosts, none where it tells their numbers.
+
+    Raises:
+        BadMessage: they cannot be names, or numbers come beside them.
+    """
+    letters = size(record)[1]
+    if letters > HELLO:
+        raise BadMessage(f"a hello with {letters:,} letters, more than {HELLO:,}")
+    found = _facts(record).get("names", [])
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        raise BadMessage("a hello whose names are not a list of texts")
+    wrong = names.problem(found)
+    if wrong or (found and len(hosted(record))):
+        raise BadMessage(f"a hello with {wrong or 'names and numbers of clients, where one of both belongs'}")
+    return found
 
 
 def config_of(text: str) -> RecordDict:

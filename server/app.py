@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from flwr.app import Context
@@ -12,6 +13,7 @@ from fedcl import rundir
 from fedcl.answers import Answer
 from fedcl.interrupt import Stopped, listening
 from fedcl.orders import Ints
+from fedcl.real.nodes import Nodes
 from fedcl.streams import empty_cells
 from server import trouble
 from server.consolidation import consolidate
@@ -36,11 +38,13 @@ def main(grid: Grid, context: Context) -> None:
     """
     scenario, folder = rundir.asked(context.run_config)
     state_folder = str(context.run_config.get("state") or "") or None
+    nodes = str(context.run_config.get("nodes") or "")  # folder of the server whose supervisor has started this run
+    member = Nodes(Path(nodes)).member if nodes else None
     with (
         listening() as stop,
         rundir.claimed(folder),
         trouble.told(folder),
-        Federation.join(grid, scenario, folder, state_folder, stop) as federation,
+        Federation.join(grid, scenario, folder, state_folder, stop, member) as federation,
     ):
         federation.gather()
         state = federation.restore() or opening(federation)

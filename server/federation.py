@@ -34,7 +34,7 @@ from server import checkpoint
 from server.exchange import Size, exchange, post, taken
 from server.judge import Judge
 from server.methods import ServerMethod
-from server.roster import Roll, Roster, nobody
+from server.roster import Roll, Roster, Who, nobody, roll_of
 from server.sittings import sit
 from server.state import State, restored, snapshot, state_digest
 
@@ -42,15 +42,6 @@ PATIENCE = 60.0  # seconds that a federation waits for all its clients before it
 
 Asked = TypeVar("Asked", bound=Order)
 Answered = TypeVar("Answered", bound=Reply)
-
-
-def _fail(why: str) -> None:
-    """In simulation there is no other node to wait for.
-
-    Raises:
-        FederationError: always.
-    """
-    raise FederationError(why)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,18 +81,20 @@ class Federation:
     began: float = field(default_factory=time.monotonic)
 
     @staticmethod
-    def join(grid: Grid, scenario: Scenario, folder: Path, state: str | None, stop: StopRequest) -> Federation:
+    def join(
+        grid: Grid, scenario: Scenario, folder: Path, state: str | None, stop: StopRequest, member: Who | None = None
+    ) -> Federation:
         """Make ready to run a scenario in a run directory.
 
         Args:
             state: folder of the clients' records; None: the nodes keep them.
+            member: tells who has an id of Flower's; None: anybody may take part.
         """
         text = as_text(scenario)
         scenario, stream = world(text)
         judge = Judge.of(scenario, stream)
         name, sitting = (scenario.name, 0) if state else sit(folder, scenario.name)
         journal, clients = Journal(folder, rundir.LISTENERS.get()), scenario.stream.clients
-        roll = Roll(grid=grid, config=text, clients=clients, refused=_fail if state else journal.error)
         return Federation(
             scenario=scenario,
             text=text,
@@ -110,7 +103,7 @@ class Federation:
             journal=journal,
             packs=PackStore(Path(state)) if state else None,
             judge=judge,
-            roll=roll,
+            roll=roll_of(grid, text, clients, None if state else journal, member),
             roster=nobody(clients),
             sender={"federation": name, "fingerprint": fingerprint(text), "sitting": sitting},
             stop=stop,
@@ -339,7 +332,8 @@ class Federation:
         if self.packs:
             packs, rows = state.index.locate(clients)
             return {**self.sender, "packs": packs, "rows": rows, "folder": str(self.packs.folder)}
-        nowhere = {**self.sender, "packs": [""] * len(clients), "rows": np.zeros(len(clients), np.int64), "folder": ""}
+        named = {**self.sender, "names": self.roll.table.names(clients)}
+        nowhere = {**named, "packs": [""] * len(clients), "rows": np.zeros(len(clients), np.int64), "folder": ""}
         oldest: Ints = np.min([each.accepted for each in self.kept] or [self.first_accepted()], axis=0)
         return {**nowhere, "accepted": state.accepted[clients], "oldest": oldest[clients]}
 

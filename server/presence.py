@@ -45,6 +45,7 @@ def _meet(federation: Federation, round: int, wanted: Ints, least: int) -> None:
     federation.roster = federation.roll.meet(
         wanted, least, federation.stop, waiting=partial(_waiting, federation, round, least)
     )
+    federation.roll.announce(federation.journal, round, federation.roster)
 
 
 def _waiting(federation: Federation, round: int, needed: int, here: int, why: str = "nodes") -> None:

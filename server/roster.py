@@ -1,7 +1,7 @@
 """Who is there: nodes are greeted when they come, and struck off when they have gone."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,12 +10,17 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from fedcl import wire
+from fedcl.errors import FederationError
 from fedcl.fingerprint import fingerprint
 from fedcl.interrupt import StopRequest
-from fedcl.orders import Ints
+from fedcl.journal import Journal
+from fedcl.orders import Ints, empty
+from fedcl.real.nodes import Member
+from server.names import Table, impostor, joined
 
 POLL = 0.1  # seconds between looks at a grid that does not wait by itself
 AGAIN = 10.0  # seconds until a node that failed to introduce itself is greeted again
+Who = Callable[[int], Member | None]  # id of Flower's -> the node that has it
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,19 @@ def nobody(clients: int) -> Roster:
     return Roster((), np.full(clients, -1, np.int64))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Hello:
+    """Which clients a node says it hosts: by their numbers, or by their names."""
+
+    numbers: Ints = field(default_factory=empty)
+    names: Sequence[str] = ()
+
+    def __str__(self) -> str:
+        """Return them, the first of many."""
+        told = list(self.names) or self.numbers.tolist()
+        return f"{', '.join(map(str, told[:20]))}{', ...' * (len(told) > 20)}"
+
+
 @dataclass(kw_only=True)
 class Roll:
     """The nodes of a grid, as they have introduced themselves."""
@@ -44,10 +62,13 @@ class Roll:
     config: str
     clients: int
     refused: Callable[[str], None]  # is told in a sentence, once, of each node that is not asked to work
+    table: Table
+    member: Who | None = None  # who has an id of Flower's; None: anybody may take part
     _hosts: dict[int, Ints] = field(default_factory=dict)  # node -> its clients; the one that came last stands last
     _asked: dict[str, int] = field(default_factory=dict)  # greeting -> node
     _later: dict[int, float] = field(default_factory=dict)  # node -> when it is greeted again
     _told: set[str] = field(default_factory=set)
+    _joined: set[int] | None = None  # clients whose coming the journal tells of
 
     def look(self) -> Roster:
         """Greet who is new, hear who has answered, strike off who has gone."""
@@ -59,25 +80,61 @@ class Roll:
         greetings = [Message(wire.config_of(self.config), node, "query.hello") for node in fresh]
         sent = zip(self.grid.push_messages(greetings) if greetings else [], fresh, strict=False)
         self._asked |= {greeting: node for greeting, node in sent if greeting is not None}
+        heard: list[tuple[int, Hello]] = []
         while self._asked and (replies := list(self.grid.pull_messages(list(self._asked)))):
             for reply in replies:
-                self._hear(self._asked.pop(reply.metadata.reply_to_message_id), reply)
+                node = self._asked.pop(reply.metadata.reply_to_message_id)
+                heard += [(node, hello) for hello in self._hear(node, reply)]
+        for node, hello in sorted(heard, key=lambda each: bool(each[1].names)):  # numbers first: names avoid them
+            admit = self.table.admit_names(hello.names) if hello.names else self.table.admit_numbers(hello.numbers)
+            self._hosts[node], why = admit
+            self._refuse(why)
         return roster(self._hosts, self.clients)
 
-    def _hear(self, node: int, reply: Message) -> None:
+    def _hear(self, node: int, reply: Message) -> list[Hello]:
+        """Return what a node says, nothing if it may not take part."""
         if reply.has_error():
-            self._later[node] = time.monotonic() + AGAIN
             reason = (reply.error.reason or "no reason given").strip().splitlines()[-1]
-            self._refuse(f"node {node} could not introduce itself: {reason}")
-            return
-        self._hosts[node], why = introduced(reply, self.config)
-        if why:
-            self._refuse(why)
+            return self._put_off(node, f"node {node} could not introduce itself: {reason}")
+        hello, why = introduced(reply, self.config)
+        if self.member and hello.names:
+            known = self.member(node)
+            if known is None:  # it may be registered at this moment
+                who = f"node {node}, which says that it has {hello.names[0]!r}"
+                return self._put_off(node, f"{who}, is left out: it is none of fedcl server nodes list")
+            if impostor(hello.names, known.key):
+                why = f"node {known.name!r} is left out: it says that it has {hello.names[0]!r}, but its key's name is "
+                why += repr(known.key)
+        self._refuse(why)
+        self._hosts[node] = empty()
+        return [] if why else [hello]
+
+    def _put_off(self, node: int, why: str) -> list[Hello]:
+        self._later[node] = time.monotonic() + AGAIN
+        self._refuse(why)
+        return []
 
     def _refuse(self, why: str) -> None:
-        if why not in self._told:
+        if why and why not in self._told:
             self._told.add(why)
             self.refused(why)
+
+    def announce(self, journal: Journal, round: int, found: Roster) -> None:
+        """Write into the journal whose number is whose, once a client, where there is more to tell than the number.
+
+        What a resumed run's journal has forgotten is written again, as the journal itself says.
+        """
+        if not self.table.given and not self.member:
+            return
+        if self._joined is None:
+            self._joined = {each["client"] for each in journal.events() if each["event"] == "joined"}
+        fresh = [number for number in np.flatnonzero(found.reachable).tolist() if number not in self._joined]
+        for number in fresh:
+            member = self.member(found.ids[found.nodes[number]]) if self.member else None
+            name = self.table.name(number)
+            if name or member:
+                journal.write(joined(round, number, name, member.name if member else ""))
+                self._joined.add(number)
 
     def meet(
         self,
@@ -109,18 +166,38 @@ class Roll:
             time.sleep(POLL)
 
 
-def introduced(hello: Message, config: str) -> tuple[Ints, str]:
+def roll_of(grid: Grid, config: str, clients: int, journal: Journal | None, member: Who | None) -> Roll:
+    """Return the roll of a run.
+
+    Args:
+        journal: where the nodes keep their clients' records; None: a simulation.
+        member: tells who has an id of Flower's; None: anybody may take part.
+    """
+    table, refused = Table.of(journal.folder if journal else None, clients), journal.error if journal else _fail
+    return Roll(grid=grid, config=config, clients=clients, refused=refused, table=table, member=member)
+
+
+def _fail(why: str) -> None:
+    """In simulation there is no other node to wait for.
+
+    Raises:
+        FederationError: always.
+    """
+    raise FederationError(why)
+
+
+def introduced(hello: Message, config: str) -> tuple[Hello, str]:
     """Return the clients that a node may work for, by its answer to `query.hello`, and why there are none, if so."""
-    none = np.zeros(0, np.int64)
     try:
-        clients, theirs, own = wire.hosted(hello.content), wire.text(hello.content, "fingerprint"), fingerprint(config)
+        said = Hello(numbers=wire.hosted(hello.content), names=wire.introduced(hello.content))
+        theirs, own = wire.text(hello.content, "fingerprint"), fingerprint(config)
     except wire.BadMessage as error:
-        return none, f"node {hello.metadata.src_node_id} is left out: {error}"
+        return Hello(), f"node {hello.metadata.src_node_id} is left out: {error}"
     if theirs == own:
-        return clients, ""
-    who = f"the node of clients {', '.join(map(str, clients[:20].tolist()))}{', ...' * (len(clients) > 20)}"
+        return said, ""
     what = f"its fingerprint {theirs[:12]!r} is not the server's {own[:12]!r}"
-    return none, f"{who} is left out: {what}; install the same fedcl, and the same packages of one's own, on both"
+    how = "install the same fedcl, and the same packages of one's own, on both"
+    return Hello(), f"the node of clients {said} is left out: {what}; {how}"
 
 
 def roster(hosts: dict[int, Ints], clients: int) -> Roster:

@@ -50,6 +50,13 @@ class Nodes(LocalGrid):
         context.state["secret"] = ConfigRecord({"bytes": SECRET})
         return context
 
+    def name(self, node: int, key: str, *wards: str) -> None:
+        """Let a node (1, 2 ...) name its clients itself, by its key's name."""
+        told = self.contexts[node - 1].node_config
+        for each in ("partition-id", "num-partitions"):
+            told.pop(each, None)
+        told |= {"node": key, "wards": ",".join(wards)}
+
     def place(self, client: int) -> Place:
         """Return where a client's node keeps its records."""
         context = self.contexts[client % len(self.contexts)]

@@ -194,3 +194,12 @@ def test_what_is_unknown_is_a_dash_with_its_reason():
 
 def test_names_with_markup_are_shown_as_they_are():
     assert "[red]x[/red]" in shown(results(name="[red]x[/red]"))
+
+
+def test_whose_a_number_is_is_said_in_a_line() -> None:
+    """By name and registered node, as far as both are known."""
+    progress, said, _ = recorded()
+    for name, node in (("a1/w", "hospital-a"), ("a1", ""), ("", "hospital-b")):
+        progress({"event": "joined", "round": 2, "client": 3, "name": name, "node": node})
+    lines = said.getvalue().splitlines()
+    assert lines == [f"round 2: client 3 is {whose}" for whose in ("a1/w of hospital-a", "a1", "hospital-b")]

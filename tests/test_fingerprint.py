@@ -20,6 +20,7 @@ from fedcl.orders import TrainOrder
 from fedcl.world import as_text
 from server import federation
 from server.app import app as server_app
+from server.names import Table
 from server.roster import Roll
 from server.sittings import sit
 from tests.federations import tiny
@@ -73,7 +74,7 @@ def test_nodes_with_another_fingerprint_are_left_out_by_name(monkeypatch: pytest
         3: RecordDict({"arrays": wire.pack({"clients": np.array([2])})}),
         4: RecordDict({"arrays": wire.pack({"clients": np.zeros(2)})}),
     }
-    roll = Roll(grid=Strange(4, strange), config=TEXT, clients=4, refused=told.append)
+    roll = Roll(grid=Strange(4, strange), config=TEXT, clients=4, refused=told.append, table=Table(clients=4))
     roster = roll.meet(np.arange(4), 0, StopRequest(), patience=0.3)
     assert roster.nodes.tolist() == [0, -1, -1, -1]
     other = other_version(monkeypatch)[:12]

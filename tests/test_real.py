@@ -1,5 +1,7 @@
 """The parts of `fedcl server` and `fedcl client`, one by one; tests/federation has them together."""
 
+import base64
+import hashlib
 import io
 import subprocess
 import sys
@@ -9,15 +11,17 @@ from pathlib import Path
 
 import pytest
 from flwr.cli.build import build_fab_from_disk
+from flwr.common.config import parse_config_args
 
-from fedcl import lock
+from fedcl import lock, names
 from fedcl.certfolder import update_folder
 from fedcl.cli import main
 from fedcl.errors import ConfigError, FederationError
+from fedcl.journal import write_json
 from fedcl.real import bundle, gate
 from fedcl.real.flower import Link, environment, node_command, read_answer
-from fedcl.real.joining import activity_line, meaning
-from fedcl.real.nodes import Nodes, link_of, read_link, write_link
+from fedcl.real.joining import activity_line, meaning, name_by
+from fedcl.real.nodes import Member, Nodes, link_of, read_link, write_link
 from fedcl.real.processes import Child
 
 
@@ -142,6 +146,29 @@ def test_nodes_are_added_by_their_public_keys_and_named_by_their_files(tmp_path:
         known.remove(["bb"], None)
 
 
+def test_a_nodes_name_is_that_of_its_key_wherever_it_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From NAME.key at the site and from NAME.pub at the server, whatever comment it carries; ssh-keygen's digest."""
+    update_folder(tmp_path / "certs", hosts=(), nodes=("a", "b"), days=30)
+    keys = tmp_path / "certs" / "nodes"
+    blob = base64.b64decode((keys / "a.pub").read_bytes().split()[1])
+    own = hashlib.sha256(blob).hexdigest()[:16]
+    assert name_by(keys / "a.key") == own != name_by(keys / "b.key")
+    assert name_by(None) == ""
+    (keys / "moved.pub").write_bytes(b" ".join([*(keys / "a.pub").read_bytes().split()[:2], b"another comment\n"]))
+    known = Nodes(tmp_path)
+    known.add([keys / "moved.pub", keys / "b.pub"])
+    assert known.keys == {"moved": own, "b": name_by(keys / "b.key")}
+    write_json(tmp_path / "nodes" / "registered.json", {"moved": "77", "gone": "78"})
+    assert known.member(77) == Member(name="moved", key=own)
+    assert known.member(78) is known.member(79) is None
+    assert main(["server", "nodes", "list", "--state", str(tmp_path)]) == 0
+    assert f"moved  {own}  registered as 77" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="is no private key of a node"):
+        name_by(keys / "a.pub")
+
+
 def test_a_link_is_remembered_and_reached_on_this_machine(tmp_path: Path) -> None:
     link = link_of(tmp_path, host="0.0.0.0", port=8123, tls=tmp_path / "certs", auth=True)
     assert link.reached == "127.0.0.1:8123"
@@ -165,9 +192,13 @@ def test_flowers_answers_are_read_or_told(tmp_path: Path) -> None:
     ):
         with pytest.raises(FederationError, match=why):
             read_answer("run", out, errors)
-    command = node_command("h:1", port=2, clients=[0, 3], tls=tmp_path / "ca.crt", key=tmp_path / "a.key")
+    command = node_command("h:1", port=2, settings={"clients": "0,3"}, tls=tmp_path / "ca.crt", key=tmp_path / "a.key")
     assert 'clients="0,3"' in command
     assert "--insecure" not in command
+    told = names.hosted(["ward-a", "b"]).settings("0123456789abcdef")
+    assert told == {"node": "0123456789abcdef", "wards": "ward-a,b"}
+    command = node_command("h:1", port=2, settings=names.hosted([]).settings("0123456789abcdef"))
+    assert parse_config_args([command[-2]]) == {"node": "0123456789abcdef", "wards": ""}  # as a SuperNode reads it
 
 
 def test_what_a_node_says_is_a_line_a_user_understands() -> None:
@@ -177,6 +208,8 @@ def test_what_a_node_says_is_a_line_a_user_understands() -> None:
     assert meaning("\nodd\n") == "the SuperNode ended (odd)"
     done = {"kind": "train", "round": 3, "clients": [0, 2], "seconds": 1.26}
     assert activity_line(done) == "train, round 3: clients 0, 2, 1.3 s"
+    done = {"kind": "query.hello", "clients": [], "names": ["a1/w", "a1/v"], "seconds": 0.04}
+    assert activity_line(done) == "query.hello, round 0: this node's clients are a1/w, a1/v, 0.0 s"
     assert activity_line({"kind": "train", "error": "refused"}) == "train: refused"
 
 
@@ -194,6 +227,16 @@ def test_what_a_node_says_is_a_line_a_user_understands() -> None:
             "--trust = 'os;': must be the name of a packag",
         ),
         (["client", "--state", "s", "--server", "a:1", "--data", "nowhere"], "--data 'nowhere': is not there"),
+        (
+            ["client", "--state", "s", "--server", "a:1", "--client", "0", "--client", "a"],
+            "numbers, or all of them names",
+        ),
+        (
+            ["client", "--state", "s", "--server", "a:1", "--client", "a/b"],
+            "--client 'a/b': must be a number, or up to",
+        ),
+        (["client", "--state", "s", "--server", "a:1", "--client", "a", "--client", "a"], "stands there twice"),
+        (["client", "--state", "s", "--server", "a:1", "--tls", "c.yaml", "--key", "c.yaml"], "is no private key of a"),
         (["client", "--config", "c.yaml"], "'sever' is no option of fedcl client; did you mean 'server'"),
         (["server", "nodes", "remove", "x", "--state", "s"], "node 'x' is not known"),
     ],

@@ -19,6 +19,7 @@ from fedcl.orders import Order, TrainOrder
 from fedcl.world import as_text
 from server import federation
 from server.app import main as server_app
+from server.names import Table
 from server.roster import Roll, roster
 from tests.federations import tiny
 from tests.nodes import Nodes
@@ -55,7 +56,8 @@ class Doors(Nodes):
 
 def roll(grid: Doors, told: list[str] | None = None) -> Roll:
     flower.identify()
-    return Roll(grid=grid, config=TEXT, clients=4, refused=(told if told is not None else []).append)
+    refused = (told if told is not None else []).append
+    return Roll(grid=grid, config=TEXT, clients=4, refused=refused, table=Table(clients=4))
 
 
 def test_nodes_are_greeted_once_and_taken_in_and_struck_off_between_looks() -> None:

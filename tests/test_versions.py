@@ -384,7 +384,8 @@ def test_some_clients_of_an_order() -> None:
     asked = order(4, [3, 1, 2], [2, 0, 1])
     some = pick(asked, np.array([2, 0]))
     assert (some.clients.tolist(), some.accepted.tolist(), some.oldest.tolist()) == ([2, 0], [2, 3], [1, 2])
-    assert (len(some.packs), len(some.tasks), len(some.leaving)) == (2, 2, 0)
+    assert (len(some.packs), len(some.tasks), len(some.leaving), some.names) == (2, 2, 0, [])
+    assert pick(replace(asked, names=["x", "", "y"]), np.array([2, 0])).names == ["y", "x"]
     plain = {
         name: getattr(asked, name) for name in ("round", "cohort", "clients", "packs", "rows", "folder", "weights")
     }

@@ -6,7 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,13 +106,17 @@ class Link:
             return False
         return True
 
-    def submit(self, app: Path, directory: Path) -> str:
+    def submit(self, app: Path, directory: Path, nodes: Path | None = None) -> str:
         """Start a run of the app on a run directory and return Flower's id of it.
+
+        Args:
+            nodes: the server's folder, which tells who may take part (`fedcl.real.nodes`); None: whoever comes.
 
         Raises:
             FederationError: the SuperLink did not take it.
         """
-        answer = self._asked("run", str(app), CONNECTION, "-c", f"directory={json.dumps(str(directory))}")
+        told = f"directory={json.dumps(str(directory))}" + (f" nodes={json.dumps(str(nodes))}" if nodes else "")
+        answer = self._asked("run", str(app), CONNECTION, "-c", told)
         return str(answer["run-id"])
 
     def nodes(self) -> list[Mapping[str, Any]]:
@@ -155,19 +159,19 @@ def read_answer(what: str, out: str, errors: str) -> Mapping[str, Any]:
 
 
 def node_command(
-    server: str, *, port: int, clients: Sequence[int], tls: Path | None = None, key: Path | None = None
+    server: str, *, port: int, settings: Mapping[str, str], tls: Path | None = None, key: Path | None = None
 ) -> list[str]:
     """Return what starts a SuperNode.
 
     Args:
         server: host:port of the SuperLink.
         port: where its own processes reach it, on this machine.
-        clients: numbers of the clients that it hosts.
+        settings: node-config: which clients it hosts (`fedcl.names.Hosted`).
         tls: certificate of the CA that signed the server's; None: plain text.
         key: private key by which the node proves who it is.
     """
     secured = ["--root-certificates", str(tls)] if tls else ["--insecure"]
     proven = ["--auth-supernode-private-key", str(key)] if key else []
-    hosted = f'clients="{",".join(map(str, clients))}"'
-    own = ["--superlink", server, "--port", str(port), "--node-config", hosted]
+    told = " ".join(f'{name}="{value}"' for name, value in settings.items())
+    own = ["--superlink", server, "--port", str(port), "--node-config", told]
     return [command("flower-supernode"), *own, *secured, *proven]

@@ -16,7 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedcl import certs
+from fedcl.errors import ConfigError
 from fedcl.interrupt import LOOK, StopRequest
+from fedcl.names import Hosted
 from fedcl.real import gate
 from fedcl.real.flower import environment, free_port, node_command
 from fedcl.real.processes import Child
@@ -43,7 +46,8 @@ class Node:
 
     server: str  # host:port
     state: Path
-    clients: Sequence[int]
+    hosted: Hosted
+    name: str  # by its key, "" without one
     tls: Path | None
     key: Path | None
     extra: Mapping[str, str]  # environment of the ClientApp: FEDCL_DATA, FEDCL_ALLOW ...
@@ -102,9 +106,10 @@ class Node:
             time.sleep(LOOK)
 
     def _start_node(self, own: Mapping[str, str]) -> Child:
-        command = node_command(self.server, port=free_port(), clients=self.clients, tls=self.tls, key=self.key)
-        hosted = ", ".join(map(str, self.clients))
-        self.say(f"connecting to {self.server} with client{'s' * (len(self.clients) > 1)} {hosted}")
+        settings = self.hosted.settings(self.name)
+        command = node_command(self.server, port=free_port(), settings=settings, tls=self.tls, key=self.key)
+        known = f" as {self.name}" if self.name and not self.hosted.numbers else ""
+        self.say(f"connecting to {self.server}{known} with {self.hosted}")
         return self._child("node", command, own)
 
     def _start_worker(self, own: Mapping[str, str]) -> Child:
@@ -120,14 +125,29 @@ class Node:
                 child.stop()
 
 
+def name_by(key: Path | None) -> str:
+    """Return the name of a node by its private key, "" without one.
+
+    Raises:
+        ConfigError: the file holds no such key.
+    """
+    if key is None:
+        return ""
+    try:
+        return certs.node_name(certs.load_node_key(key.read_bytes()).public_key())
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"--key {str(key)!r} is no private key of a node, as fedcl certs makes ({error})") from error
+
+
 def activity_line(done: Mapping[str, Any]) -> str:
     """Return a line of the activity file in words."""
     if done.get("error"):
         return f"{done['kind']}: {done['error']}"
-    clients = done.get("clients", [])
+    clients, named = done.get("clients", []), done.get("names", [])
     if done["kind"] == "faults":
         return faults_line(clients[0], done["count"], done["first"])
     whom = f"client{'s' * (len(clients) > 1)} {', '.join(map(str, clients))}" if clients else "hello"
+    whom = f"this node's clients are {', '.join(named)}" if named else whom
     return f"{done['kind']}, round {done.get('round', 0)}: {whom}, {done['seconds']:.1f} s"
 
 

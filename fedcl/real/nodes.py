@@ -12,6 +12,14 @@ from fedcl.journal import write_json
 from fedcl.real.flower import Link
 
 
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """A node that may take part."""
+
+    name: str  # of its file, hospital-a
+    key: str  # the name that it has by its key (`fedcl.names`)
+
+
 @dataclass(frozen=True)
 class Nodes:
     """`nodes/NAME.pub` are those that may take part; `registered.json` has Flower's ids of those that it knows."""
@@ -33,6 +41,22 @@ class Nodes:
     def names(self) -> list[str]:
         """Those that may take part."""
         return sorted(path.stem for path in self._folder.glob("*.pub"))
+
+    @property
+    def keys(self) -> dict[str, str]:
+        """The name that each of them has by its key (`fedcl.names`), by the name of its file."""
+        return {name: self._key(name) for name in self.names}
+
+    def _key(self, name: str) -> str:
+        return certs.node_name(certs.load_node_public((self._folder / f"{name}.pub").read_bytes()))
+
+    def member(self, flower_id: int) -> Member | None:
+        """Return who has an id of Flower's, None if nobody here has."""
+        found = [name for name, known in self.registered.items() if known == str(flower_id)]
+        try:
+            return Member(name=found[0], key=self._key(found[0])) if found else None
+        except (OSError, ValueError):  # taken away meanwhile
+            return None
 
     def add(self, keys: Sequence[Path]) -> list[str]:
         """Take public keys in, by the names of their files, and return the names.

@@ -79,7 +79,7 @@ class Server:
             if fresh:
                 self.say(f"registered: {', '.join(fresh)}")
             failed = (self.folder / ERRORS).stat().st_size if (self.folder / ERRORS).exists() else 0
-            self.link.submit(app, self.folder)
+            self.link.submit(app, self.folder, self.state if self.link.auth else None)
         except FederationError as error:
             return str(error)
         return self._follow(stop, failed)

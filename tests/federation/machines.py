@@ -75,8 +75,8 @@ class Machines:
         at = ["--host", self.host, "--port", str(self.port)]
         self.start("server", "server", *arguments, "--state", "server", *at)
 
-    def join(self, *clients: int, name: str = "", extra: Sequence[str] = (), prefix: Sequence[str] = ()) -> str:
-        """Start a node with these clients and return its name."""
+    def join(self, *clients: int | str, name: str = "", extra: Sequence[str] = (), prefix: Sequence[str] = ()) -> str:
+        """Start a node with these clients, numbers or names of wards, and return its name; none: it has one client."""
         name = name or f"node-{clients[0]}"
         hosted = [part for client in clients for part in ("--client", str(client))]
         at = ["--server", f"{self.host}:{self.port}", "--state", name]
