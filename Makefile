@@ -46,7 +46,7 @@ slow: $(VENV)/.tested
 
 # A federation of real processes (SuperLink, SuperNodes): TLS, faults, a cut network.
 machines: $(VENV)/.tested
-	$(BIN)/python -m pytest -m machines
+	$(BIN)/python -m pytest $(SHARED) -m machines
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist

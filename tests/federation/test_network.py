@@ -10,7 +10,7 @@ import pytest
 
 from tests.federation.machines import SCENARIO, machines, visits
 
-pytestmark = pytest.mark.machines
+pytestmark = [pytest.mark.machines, pytest.mark.xdist_group("network-together")]  # as long as test_faults
 # Of the addresses for benchmarks (RFC 2544), which nobody else uses; two runs on one machine have two networks.
 NETWORK = f"198.{18 + os.getpid() % 2}.{os.getpid() // 2 % 256}"
 HOST = f"{NETWORK}.1"
