@@ -27,6 +27,10 @@ $(VENV)/.tested: $(VENV)/.installed
 run: setup
 	$(BIN)/fedcl run split-digits
 
+# Processes that share the tests out: conftest.py says which tests stay together. By hand, `pytest FILE` runs in one.
+WORKERS ?= 2
+SHARED := -n $(WORKERS) --dist loadgroup
+
 # One thread: two processes with several each would fight for the cores.
 test slow machines: export OMP_NUM_THREADS = 1
 
@@ -35,14 +39,14 @@ test: $(VENV)/.tested
 	$(BIN)/ruff check .
 	$(BIN)/mypy --strict fedcl clients server
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -m "not slow and not machines"
+	$(BIN)/python -m pytest $(SHARED) -m "not slow and not machines"
 
 slow: $(VENV)/.tested
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest $(SHARED) -m slow
 
 # A federation of real processes (SuperLink, SuperNodes): TLS, faults, a cut network.
 machines: $(VENV)/.tested
-	$(BIN)/python -m pytest -m machines
+	$(BIN)/python -m pytest $(SHARED) -m machines
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist

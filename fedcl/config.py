@@ -11,7 +11,8 @@ from dataclasses import Field, dataclass, field, fields, is_dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, get_args
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 from omegaconf import OmegaConf
@@ -202,14 +203,35 @@ def _schema(cls: type) -> Any:
     return OmegaConf.structured(cls, flags={"readonly": False, "allow_objects": True})
 
 
+@cache
+def _kinds(declared: Any) -> tuple[Any, ...]:
+    """Return the types, and the words, that a field's declared type lets through."""
+    if get_origin(declared) is Literal:
+        return get_args(declared)
+    if get_origin(declared) in (Union, UnionType):
+        return tuple(kind for each in get_args(declared) for kind in _kinds(each))
+    return () if isinstance(declared, str) else (declared,)
+
+
+def _fits(value: Any, declared: Any) -> bool:
+    """Return whether a value is what a field declares, so that OmegaConf, a millisecond each, changes nothing."""
+    kinds = _kinds(declared)
+    if type(value) is str:  # not where OmegaConf would look up another value, or miss one
+        return (str in kinds or value in kinds) and "${" not in value and value != "???"
+    return type(value) in (bool, int, float, NoneType) and type(value) in kinds
+
+
 def _leaf(cls: type, name: str, value: Any, path: str) -> Any:
     """Check and convert one value with OmegaConf's typed nodes."""
-    if type(value) is int and float in get_args(_fields(cls)[name].type):
-        value = float(value)  # OmegaConf converts for a plain float, not inside a union
+    declared = _fields(cls)[name].type
     try:
+        if type(value) is int and float in get_args(declared):
+            value = float(value)  # OmegaConf converts for a plain float, not inside a union
+        if _fits(value, declared):
+            return value
         result: Any = OmegaConf.select(OmegaConf.merge(_schema(cls), {name: value}), name)
         return OmegaConf.to_container(result) if OmegaConf.is_config(result) else result
-    except (OmegaConfBaseException, ValueError, TypeError) as error:
+    except (OmegaConfBaseException, ValueError, TypeError, OverflowError) as error:
         reason = str(error).splitlines()[0][-200:]
         raise ConfigError(f"{path} = {_shown(value)}: {reason}") from error
 
@@ -361,10 +383,15 @@ def _override(text: str) -> Plain:
     return dict(result)
 
 
+@cache
+def _oracles() -> Plain:
+    """Return the groups of overrides of every scenario. Nothing of them is ever changed."""
+    return parse(resources.files("scenarios").joinpath("groups.yaml").read_text(), "groups.yaml")
+
+
 def _with_groups(plain: Plain, chosen: Any) -> Plain:
     """Apply the named groups of overrides: the scenario's own, or those of every scenario (the oracles)."""
-    groups = {**parse(resources.files("scenarios").joinpath("groups.yaml").read_text(), "groups.yaml")}
-    groups |= _mapping(plain.pop("groups", None) or {}, "groups")
+    groups = {**_oracles(), **_mapping(plain.pop("groups", None) or {}, "groups")}
     wanted = [chosen] if isinstance(chosen, str) else chosen
     if not isinstance(wanted, list):
         raise ConfigError(f"group = {_shown(chosen)}: must be a name or a list of names{nearest('', groups)}")

@@ -2,7 +2,6 @@
 
 import os
 import random
-import secrets
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -26,6 +25,7 @@ from server import checkpoint
 from server.federation import Federation
 from server.state import State, state_digest
 from tests.disk import Recorder, Step, cuts, restored
+from tests.draws import seeded
 from tests.federations import journal, tiny
 from tests.killing import Killer, Watched
 from tests.nodes import Nodes, fine
@@ -46,14 +46,6 @@ def federation(method: str) -> Scenario:
     few = ("stream.schedule.rounds_per_task=3", "server.clients_per_round=3", "server.min_clients=3")
     scenario, _ = resolve(tiny(*METHODS[method], *few, "checkpoint={seconds: 0, keep: 3}"))
     return scenario
-
-
-def seeded() -> random.Random:
-    """Return draws whose seed is printed; where CI is set, the same each time, as hypothesis does it."""
-    fresh = 0 if os.environ.get("CI") else secrets.randbits(32)
-    seed = int(os.environ.get("FEDCL_TEST_SEED", fresh))
-    print(f"FEDCL_TEST_SEED={seed}")
-    return random.Random(seed)
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,16 @@
 """Scenario files: what is refused and how it is said, what survives a round trip, what the hash covers."""
 
 import string
-from dataclasses import fields, is_dataclass
-from typing import Any
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Literal
+from unittest.mock import patch
 
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedcl.config import Scenario, as_dict, build, config_hash, load, overlay, read, scenario_names
+from fedcl.config import Scenario, _leaf, as_dict, build, config_hash, load, overlay, read, scenario_names
 from fedcl.errors import ConfigError, nearest
 from fedcl.settings import OutOfRange, Settings, setting
 
@@ -307,6 +308,41 @@ def test_any_text_as_a_file_gives_a_scenario_or_one_sentence(tmp_path_factory, t
     path = tmp_path_factory.getbasetemp() / "any.yaml"
     path.write_text(text, encoding="utf-8", newline="")
     one_sentence_or_scenario(str(path))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leaves:
+    """A field of every type that settings have."""
+
+    whole: int = 0
+    real: float = 0.0
+    yes: bool = False
+    text: str = ""
+    some: int | None = None
+    mixed: float | Literal["auto"] = "auto"
+    counted: int | Literal["auto"] = "auto"
+    either: float | str | None = None
+    choice: Literal["a", "b"] = "a"
+    numbers: list[int] = field(default_factory=list)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from([each.name for each in fields(Leaves)]),
+    VALUES | st.sampled_from(["a", "c", "auto", "???", "${whole}", "${oc.env:HOME}", r"\${whole}", -0.0, 10**400, [1]]),
+)
+def test_a_value_that_is_taken_as_it_is_would_be_left_alone_by_omegaconf(name, value):
+    """Value and type, or the refusal, are those of OmegaConf itself."""
+
+    def said() -> str:
+        try:
+            return repr(_leaf(Leaves, name, value, "here"))
+        except ConfigError as error:
+            return f"refused: {error}"
+
+    with patch("fedcl.config._fits", lambda value, declared: False):
+        expected = said()
+    assert said() == expected
 
 
 def test_reading_a_scenario_does_not_change_it():

@@ -47,7 +47,7 @@ def test_all_four_parts_train_together(installed: dict[str, str], tmp_path: Path
     """Rings are learnt with the outside method, server method and model: far above the 1 in 6 of guessing."""
     words = [
         "stream.dataset=example-rings", "model=example-cosine", "client.method=example-er-ace",
-        "server.method=example-ema", "stream.tasks=2", "stream.schedule.rounds_per_task=20", "engine.kind=inline",
+        "server.method=example-ema", "stream.tasks=2", "stream.schedule.rounds_per_task=10", "engine.kind=inline",
     ]  # fmt: skip
     fedcl(installed, "run", "split-digits", *words, "--out", str(tmp_path / "run"), "--quiet", cwd=tmp_path)
     results = json.loads((tmp_path / "run" / "results.json").read_text())

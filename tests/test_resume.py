@@ -1,8 +1,6 @@
 """A round happens exactly once: a run that is killed, stopped or damaged and resumed ends like one left alone."""
 
 import os
-import random
-import secrets
 import signal
 import subprocess
 import sys
@@ -18,6 +16,7 @@ from fedcl.cli import main
 from fedcl.config import Plain, Scenario
 from fedcl.journal import EVENTS
 from server.checkpoint import kept
+from tests.draws import seeded
 from tests.federations import hashes, journal, run, tiny
 
 ROOT = Path(__file__).parent.parent
@@ -98,9 +97,7 @@ def killed_and_resumed(folder: Path, scenario: Path, moments: list[float]) -> No
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_run_killed_at_random_moments_ends_like_one_left_alone(kills: int, straight: Path, tmp_path: Path) -> None:
     """SIGKILL at sorted random moments, each time resumed by the command line; the seed is printed."""
-    seed = int(os.environ.get("FEDCL_TEST_SEED", secrets.randbits(32)))
-    print(f"FEDCL_TEST_SEED={seed}")
-    draws = random.Random(seed)
+    draws = seeded()
     moments = sorted(draws.uniform(0, ROUNDS - 3) for _ in range(kills))
     killed_and_resumed(tmp_path / "run", scenario_file(tmp_path), moments)
     assert_ends_like(tmp_path / "run", straight)

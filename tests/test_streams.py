@@ -2,6 +2,7 @@
 
 import time
 from itertools import chain
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from fedcl.config import Scenario, StreamConfig
 from fedcl.errors import ConfigError
 from fedcl.streams import Dataset, Stream, build_stream, empty_cells
-from fedcl.streams.datasets import Digits, Synthetic, held_out
+from fedcl.streams.datasets import Digits, Synthetic, _digits, held_out
 from fedcl.streams.partition import IID, Dirichlet, Shards
 from fedcl.streams.schedule import Entry, Explicit, Own, Synchronous
 from fedcl.streams.tasks import split_classes
@@ -234,3 +235,18 @@ def test_a_hundred_thousand_clients_build_fast():
     stream.sizes(clients, stream.timeline.order[clients, 0], np.zeros(1000, np.int64))  # computes what is cached
     assert stream.train.count.sum() == 2000
     assert stream.sizes(clients, stream.timeline.order[clients, 0], np.zeros(1000, np.int64)).shape == (1000,)
+
+
+def test_the_digits_are_those_of_scikit_learn_with_and_without_it(monkeypatch: pytest.MonkeyPatch):
+    """The file is there with the tested version, and is not needed."""
+    from sklearn.datasets import load_digits
+
+    expected = np.column_stack([load_digits().data, load_digits().target])
+    monkeypatch.setattr("sklearn.datasets.load_digits", None)
+    read = _digits()
+    monkeypatch.undo()
+    elsewhere = SimpleNamespace(distribution=lambda name: SimpleNamespace(locate_file=lambda file: f"/nowhere/{file}"))
+    monkeypatch.setattr("fedcl.streams.datasets.metadata", elsewhere)
+    for found in (read, _digits()):
+        assert found.dtype == expected.dtype
+        assert (found == expected).all()

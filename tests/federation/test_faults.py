@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedcl import api, config
+from tests.draws import seeded
 from tests.federation.machines import SCENARIO, Machines, machines, until, visits
 
 pytestmark = pytest.mark.machines
@@ -65,9 +66,7 @@ FAULTS = (kill_in_training, kill_worker, kill_server_app, kill_superlink, kill_n
 
 def test_whatever_dies_the_federation_goes_on(tmp_path: Path) -> None:
     """One fault a round, each at a random moment of it, in random order; then the undisturbed run's weights."""
-    seed = random.SystemRandom().randrange(10**6)
-    print(f"seed {seed}")
-    chance = random.Random(seed)
+    chance = seeded()
     scenario = config.load(SCENARIO[0], [*SCENARIO[1:], *ALL, "engine.kind=inline"])
     alone = api.run(scenario, out=tmp_path / "alone").results
     with machines(tmp_path) as found:

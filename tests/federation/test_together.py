@@ -15,14 +15,14 @@ from server.app import main as server_app
 from tests.federation.machines import SCENARIO, fedcl, machines, until, visits
 from tests.nodes import Nodes
 
-pytestmark = pytest.mark.machines
+pytestmark = [pytest.mark.machines, pytest.mark.xdist_group("network-together")]  # as long as test_faults
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> str:
+@pytest.fixture
+def alone(tmp_path: Path) -> str:
     """Return the weights' hash of the same scenario in one process."""
     scenario = config.load(SCENARIO[0], [*SCENARIO[1:], "engine.kind=inline"])
-    outcome = api.run(scenario, out=tmp_path_factory.mktemp("alone") / "run")
+    outcome = api.run(scenario, out=tmp_path / "alone")
     assert outcome.code == 0
     return str(outcome.results["weights_sha256"])
 
