@@ -11,8 +11,7 @@ from dataclasses import Field, dataclass, field, fields, is_dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal
 
 import yaml
 from omegaconf import OmegaConf
@@ -21,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fedcl import registry
 from fedcl.contradictions import problems
 from fedcl.errors import ConfigError, nearest
+from fedcl.leaves import leaf, shown
 from fedcl.settings import OutOfRange, Settings, part, setting
 
 Plain = dict[str, Any]
@@ -186,64 +186,21 @@ def _default(each: Field[Any]) -> Any:
     return each.default_factory() if callable(each.default_factory) else each.default
 
 
-def _shown(value: Any) -> str:
-    """Return a value as an error says it: a long one is cut short."""
-    text = repr(value)
-    return text if len(text) <= 100 else f"{text[:97]}..."
-
-
 def _mapping(value: Any, path: str) -> Plain:
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise ConfigError(f"{path or 'the scenario'} = {_shown(value)}: must be a block of named settings")
+        raise ConfigError(f"{path or 'the scenario'} = {shown(value)}: must be a block of named settings")
     return dict(value)
 
 
-@cache
-def _schema(cls: type) -> Any:
-    return OmegaConf.structured(cls, flags={"readonly": False, "allow_objects": True})
-
-
-@cache
-def _kinds(declared: Any) -> tuple[Any, ...]:
-    """Return the types, and the words, that a field's declared type lets through."""
-    if get_origin(declared) is Literal:
-        return get_args(declared)
-    if get_origin(declared) in (Union, UnionType):
-        return tuple(kind for each in get_args(declared) for kind in _kinds(each))
-    return () if isinstance(declared, str) else (declared,)
-
-
-def _fits(value: Any, declared: Any) -> bool:
-    """Return whether a value is what a field declares, so that OmegaConf, a millisecond each, changes nothing."""
-    kinds = _kinds(declared)
-    if type(value) is str:  # not where OmegaConf would look up another value, or miss one
-        return (str in kinds or value in kinds) and "${" not in value and value != "???"
-    return type(value) in (bool, int, float, NoneType) and type(value) in kinds
-
-
-def _leaf(cls: type, name: str, value: Any, path: str) -> Any:
-    """Check and convert one value with OmegaConf's typed nodes."""
-    declared = _fields(cls)[name].type
-    try:
-        if type(value) is int and float in get_args(declared):
-            value = float(value)  # OmegaConf converts for a plain float, not inside a union
-        if _fits(value, declared):
-            return value
-        result: Any = OmegaConf.select(OmegaConf.merge(_schema(cls), {name: value}), name)
-        return OmegaConf.to_container(result) if OmegaConf.is_config(result) else result
-    except (OmegaConfBaseException, ValueError, TypeError, OverflowError) as error:
-        reason = str(error).splitlines()[0][-200:]
-        raise ConfigError(f"{path} = {_shown(value)}: {reason}") from error
-
-
-def _build_part(kind: str, value: Any, path: str) -> Any:
+def _build_part(kind: str, value: Any, default: Any, path: str) -> Any:
+    """Build what is chosen by name; settings without a name are those of the default."""
     if is_dataclass(value):
         return value
     chosen = {registry.chooser(kind): value} if isinstance(value, str) else _mapping(value, path)
-    name = chosen.pop(registry.chooser(kind), None)
+    name = chosen.pop(registry.chooser(kind), default)
     if not isinstance(name, str):
         raise ConfigError(
-            f"{path}.{registry.chooser(kind)} = {_shown(name)}: must be a name{nearest('', registry.names(kind))}"
+            f"{path}.{registry.chooser(kind)} = {shown(name)}: must be a name{nearest('', registry.names(kind))}"
         )
     try:
         cls = registry.find(kind, name)
@@ -281,7 +238,7 @@ def _unknown(cls: type, name: str, value: Any, path: str) -> ConfigError:
     hint = nearest(name, _fields(cls))
     if found := _deeper(cls, name, path):
         hint = f"; did you mean {found!r}?"
-    return ConfigError(f"unknown key {_join(path, name)!r} (= {_shown(value)}){hint}")
+    return ConfigError(f"unknown key {_join(path, name)!r} (= {shown(value)}){hint}")
 
 
 def build(cls: type, values: Any, path: str = "") -> Any:
@@ -296,11 +253,11 @@ def build(cls: type, values: Any, path: str = "") -> Any:
     for name, each in known.items():
         where, default, kind = _join(path, name), _default(each), each.metadata.get("part")
         if kind:
-            built[name] = _build_part(kind, given.get(name, default), where)
+            built[name] = _build_part(kind, given.get(name, default), default, where)
         elif is_dataclass(default):
             built[name] = build(type(default), given.get(name, {}), where)
         elif name in given:
-            built[name] = _leaf(cls, name, given[name], where)
+            built[name] = leaf(cls, name, given[name], where)
     try:
         return cls(**built)
     except OutOfRange as error:
@@ -394,10 +351,10 @@ def _with_groups(plain: Plain, chosen: Any) -> Plain:
     groups = {**_oracles(), **_mapping(plain.pop("groups", None) or {}, "groups")}
     wanted = [chosen] if isinstance(chosen, str) else chosen
     if not isinstance(wanted, list):
-        raise ConfigError(f"group = {_shown(chosen)}: must be a name or a list of names{nearest('', groups)}")
+        raise ConfigError(f"group = {shown(chosen)}: must be a name or a list of names{nearest('', groups)}")
     for name in wanted:
         if not isinstance(name, str) or name not in groups:
-            raise ConfigError(f"group = {_shown(name)}: unknown{nearest(str(name), groups)}")
+            raise ConfigError(f"group = {shown(name)}: unknown{nearest(str(name), groups)}")
         plain = overlay(Scenario, plain, _mapping(groups[name], f"groups.{name}"))
     return plain
 

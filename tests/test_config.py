@@ -10,8 +10,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedcl.config import Scenario, _leaf, as_dict, build, config_hash, load, overlay, read, scenario_names
+from fedcl.config import Scenario, as_dict, build, config_hash, load, overlay, read, scenario_names
 from fedcl.errors import ConfigError, nearest
+from fedcl.leaves import leaf
 from fedcl.settings import OutOfRange, Settings, setting
 
 
@@ -336,14 +337,22 @@ def test_a_value_that_is_taken_as_it_is_would_be_left_alone_by_omegaconf(name, v
 
     def said() -> str:
         try:
-            return repr(_leaf(Leaves, name, value, "here"))
+            return repr(leaf(Leaves, name, value, "here"))
         except ConfigError as error:
             return f"refused: {error}"
 
-    with patch("fedcl.config._fits", lambda value, declared: False):
+    with patch("fedcl.leaves._fits", lambda value, declared: False):
         expected = said()
     assert said() == expected
 
 
 def test_reading_a_scenario_does_not_change_it():
     assert read("split-digits") == read("split-digits")
+
+
+def test_a_part_without_a_name_is_the_default_one_with_these_settings() -> None:
+    """`memory: {size: 500}` says what it seems to say; a name that is none is an error still."""
+    memory = load({"client": {"memory": {"size": 500}}}).client.memory
+    assert (type(memory).__name__, memory.size) == ("Reservoir", 500)
+    with pytest.raises(ConfigError, match="client.memory.policy = None: must be a name; known: class-balanced"):
+        load({"client": {"memory": {"policy": None, "size": 500}}})

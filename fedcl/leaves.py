@@ -1,0 +1,62 @@
+"""One value of a scenario against the type that its field declares."""
+
+from dataclasses import fields
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fedcl.errors import ConfigError
+
+
+def shown(value: Any) -> str:
+    """Return a value as an error says it: a long one is cut short."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+@cache
+def _schema(cls: type) -> Any:
+    return OmegaConf.structured(cls, flags={"readonly": False, "allow_objects": True})
+
+
+@cache
+def _kinds(declared: Any) -> tuple[Any, ...]:
+    """Return the types, and the words, that a field's declared type lets through."""
+    if get_origin(declared) is Literal:
+        return get_args(declared)
+    if get_origin(declared) in (Union, UnionType):
+        return tuple(kind for each in get_args(declared) for kind in _kinds(each))
+    return () if isinstance(declared, str) else (declared,)
+
+
+def _fits(value: Any, declared: Any) -> bool:
+    """Return whether a value is what a field declares, so that OmegaConf, a millisecond each, changes nothing."""
+    kinds = _kinds(declared)
+    if type(value) is str:  # not where OmegaConf would look up another value, or miss one
+        return (str in kinds or value in kinds) and "${" not in value and value != "???"
+    return type(value) in (bool, int, float, NoneType) and type(value) in kinds
+
+
+def leaf(cls: type, name: str, value: Any, path: str) -> Any:
+    """Check and convert the value of a field with OmegaConf's typed nodes.
+
+    Args:
+        path: the whole key, for the error.
+
+    Raises:
+        ConfigError: it is not what the field declares.
+    """
+    declared = next(each.type for each in fields(cls) if each.name == name)
+    try:
+        if type(value) is int and float in get_args(declared):
+            value = float(value)  # OmegaConf converts for a plain float, not inside a union
+        if _fits(value, declared):
+            return value
+        result: Any = OmegaConf.select(OmegaConf.merge(_schema(cls), {name: value}), name)
+        return OmegaConf.to_container(result) if OmegaConf.is_config(result) else result
+    except (OmegaConfBaseException, ValueError, TypeError, OverflowError) as error:
+        reason = str(error).splitlines()[0][-200:]
+        raise ConfigError(f"{path} = {shown(value)}: {reason}") from error
