@@ -29,7 +29,9 @@ def _ruler(columns: list[int]) -> str:
 def _notes(scenario: Scenario, timeline: Timeline, step: int) -> list[str]:
     """Say how to read the chart."""
     notes = [f"one column = {step} round{'s' * (step > 1)}, a symbol = the client's task, {NOTHING} = none"]
-    if timeline.clock == "participations":
+    if timeline.open:
+        notes.append("tasks begin when a client's data arrives: only the first is known before")
+    elif timeline.clock == "participations":
         notes.append("clients move on by their own visits: shown as if each were asked equally often")
     if scenario.stream.joint:
         notes.append("joint: whatever the task, a visit trains on the client's data of all its tasks")

@@ -195,7 +195,7 @@ class Progress:
         items = sum(sum(each.values()) for each in event["items"])
         said = f"round {event['round']}: {len(event['clients'])} clients have {items:,} training items"
         faults = sum(event["faults"])
-        self._say(said + (f"; {faults:,} faults in their folders" if faults else ""))
+        self._say(said + (f"; {faults:,} fault{'s' * (faults > 1)} in their folders" if faults else ""))
 
     def _on_late(self, event: Event) -> None:
         whose = ", ".join(map(str, event["clients"]))

@@ -354,5 +354,5 @@ def test_a_part_without_a_name_is_the_default_one_with_these_settings() -> None:
     """`memory: {size: 500}` says what it seems to say; a name that is none is an error still."""
     memory = load({"client": {"memory": {"size": 500}}}).client.memory
     assert (type(memory).__name__, memory.size) == ("Reservoir", 500)
-    with pytest.raises(ConfigError, match="client.memory.policy = None: must be a name; known: class-balanced"):
+    with pytest.raises(ConfigError, match=r"client\.memory\.policy = None: must be a name; known: class-balanced"):
         load({"client": {"memory": {"policy": None, "size": 500}}})

@@ -19,7 +19,7 @@ SCENARIO = {
         "schedule": {"kind": "arrival", "rounds": 6},
     },
     "model": {"name": "mlp", "width": 8},
-    "client": {"method": "er", "memory": {"size": 12}},
+    "client": {"method": "er", "memory": {"size": 12}, "optimizer": {"lr": 0.2}, "epochs": 3},
     "server": {"min_clients": 3},
     "evaluate": {"every": 2},
 }
