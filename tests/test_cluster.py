@@ -24,7 +24,7 @@ def fedcl(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def apart(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Ray notes the newest cluster in its folder; whoever starts Ray without an address joins that, but not this one."""
+    """Keep a cluster out of the file in which Ray notes the newest: who starts Ray without an address joins that."""
     # Not under tmp_path: a socket's path has room for about a hundred bytes.
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         monkeypatch.setenv("RAY_TMPDIR", folder)
