@@ -45,6 +45,6 @@ def ray_cluster() -> Iterator[None]:
 
     # With a pytest that is too new for it, pytest-xdist shares out what belongs together, without a word.
     assert "PYTEST_XDIST_WORKER" not in os.environ or "@ray " in os.environ["PYTEST_CURRENT_TEST"]
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
