@@ -29,7 +29,7 @@ def zipped(**files: str) -> bytes:
     held = io.BytesIO()
     with zipfile.ZipFile(held, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, text in files.items():
-            archive.writestr(name.replace("__", "/"), text)
+            archive.writestr(zipfile.ZipInfo(name.replace("__", "/")), text, zipfile.ZIP_DEFLATED)  # without the time
     return held.getvalue()
 
 
@@ -52,6 +52,7 @@ def test_a_node_takes_the_bundle_of_its_own_fedcl_as_flower_packs_it(tmp_path: P
         (zipped(**{"pyproject.toml": "#" * 10_000_000}), "its pyproject.toml differs"),
         (zipped(**{"pyproject.toml": bundle.TEXT})[:-9], "cannot be read"),
     ],
+    ids=["no zip", "too long", "empty", "another app", "with code", "too much when unpacked", "torn"],
 )
 def test_a_node_refuses_any_other_bundle(content: bytes, why: str) -> None:
     assert why in str(bundle.problem(content))
