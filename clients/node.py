@@ -247,9 +247,8 @@ def _by_itself(
         names.remember(asked, kept)  # of a server that is known by now not to have died
         at = here
         if here.stream.dataset.elsewhere:
-            store = ward.visit(here, asked, store, _folders(asked, settings), kept)
+            store = _visit(here, asked, store, _folders(asked, settings), kept)
             at = store.site
-            _tell(store, kept)
         admitted, left_out[:] = policy.admitted(at, asked)
         return policy.hidden(carry_out(at, admitted, store))
 
@@ -262,12 +261,25 @@ def _by_itself(
     return replace(reply, errors=[*left_out, *reply.errors])
 
 
-def _tell(visit: ward.Visit, kept: versions.Place) -> None:
-    """Tell what was left out of the clients' folders, once for as long as it is the same."""
-    for client, faults in zip(visit.order.clients.tolist(), visit.faults, strict=True):
-        if kept.told(client, "".join(f"{each}\n" for each in faults)):
-            shown = [str(each) for each in faults[:SHOWN]]
-            activity.tell({"kind": "faults", "clients": [client], "count": len(faults), "first": shown})
+def _visit(
+    here: site.Site, order: Order, store: work.Store, folders: Mapping[int, Path], kept: versions.Place
+) -> ward.Visit:
+    """Look into the folders of an order's clients, and tell what cannot be used there for as long as it is the same."""
+    try:
+        visit = ward.visit(here, order, store, folders, kept)
+    except ward.NoData as lost:
+        for client, words in lost.words.items():
+            _tell(kept, client, [words])
+        raise
+    for client, faults in zip(order.clients.tolist(), visit.faults, strict=True):
+        _tell(kept, client, list(map(str, faults)))
+    return visit
+
+
+def _tell(kept: versions.Place, client: int, faults: list[str]) -> None:
+    """Tell on this node what is wrong in a client's folder, if that is news."""
+    if kept.told(client, "".join(f"{each}\n" for each in faults)):
+        activity.tell({"kind": "faults", "clients": [client], "count": len(faults), "first": faults[:SHOWN]})
 
 
 def _folders(order: Order, settings: Settings) -> dict[int, Path]:

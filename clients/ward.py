@@ -44,7 +44,11 @@ _LAST: dict[str, tuple[Signature, Found]] = {}  # of each folder, what was read 
 
 
 class NoData(LostRecords):
-    """Clients whose folders cannot be used, with one sentence each."""
+    """Clients whose folders cannot be used, a sentence each; `words` stay on the node, for they name its files."""
+
+    def __init__(self, why: dict[int, str], words: dict[int, str] | None = None) -> None:
+        super().__init__(why)
+        self.words = words or {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,7 +202,7 @@ def visit(base: Site, order: Asked, store: Store, folders: Mapping[int, Path], p
         NoData: some folders or ledgers cannot be used.
         LostRecords: some records cannot.
     """
-    wards, why = [], {}
+    wards, words = [], dict[int, str]()
     scenario, tasks = config_hash(base.scenario), len(base.stream.tasks)
     for row, client in enumerate(order.clients.tolist()):
         try:
@@ -211,10 +215,9 @@ def visit(base: Site, order: Asked, store: Store, folders: Mapping[int, Path], p
                 place.keep_ledger(client, arrivals.dumped(ward.ledger, scenario))
             wards.append(ward)
         except (ConfigError, BadLedger, OSError) as error:
-            what = f"its ledger {error}" if isinstance(error, BadLedger) else str(error)
-            why[client] = f"client {client}: {what}"
-    if why:
-        raise NoData(why)
+            words[client] = f"its ledger {error}" if isinstance(error, BadLedger) else str(error)
+    if words:
+        raise NoData({each: f"client {each}: its folder cannot be used; its node says why" for each in words}, words)
     old = store.load(order.clients, order.packs, order.rows, records.fresh(base.record))
     laid = _laid(base, order, store, wards, old)
     why = {client: f"client {client}: it has nothing of the task (any more)" for client in laid.idle()}

@@ -295,7 +295,8 @@ def test_a_client_without_a_folder_is_named_and_the_others_go_on(tmp_path: Path)
     assert all(event["clients"] == [0, 1, 2] for event in events(tmp_path, "round"))
     errors = events(tmp_path, "client_error")
     assert {each["client"] for each in errors} == {3}
-    assert "is no folder that can be read" in errors[0]["error"]
+    assert {each["error"] for each in errors} == {"client 3: its folder cannot be used; its node says why"}
+    assert "is no folder that can be read" in (tmp_path / "nodes/3/client-000003/faults.txt").read_text()
     assert results["status"] == "finished"
 
 
