@@ -1,6 +1,7 @@
 """Seconds of a round on real processes: with and without the warm worker, with Flower's polls and fedcl's, two models.
 
     python -m tests.federation.timing [--rounds 7] [--nodes 3]
+        [--models small large] [--nodes-are cold warm] [--polls flower fedcl]
 
 All nodes are on this machine, over plain text. Printed is the median over the rounds from the second to the last but
 one, from checkpoint to checkpoint as a reader of events.jsonl sees them.
@@ -11,7 +12,7 @@ import os
 import statistics
 import tempfile
 import time
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 from tests.federation.machines import machines, until
@@ -19,15 +20,11 @@ from tests.federation.machines import machines, until
 POLL = "FLWR_SUPEREXEC_TASK_POLL_INTERVAL"
 FLOWERS = "1.0"  # Flower's own default
 MODELS = {
-    "5 thousand parameters": ("model.width=64",),
-    "12.5 million parameters (50 MB)": ("model.width=3480", "model.depth=2"),
+    "small": ("5 thousand parameters", ("model.width=64",)),
+    "large": ("12.4 million parameters (50 MB)", ("model.width=3480", "model.depth=2")),
 }
-VARIANTS = {
-    "cold, Flower's polls": (("--cold",), {POLL: FLOWERS}),
-    "cold, fedcl's polls": (("--cold",), {}),
-    "warm, Flower's polls": ((), {POLL: FLOWERS}),
-    "warm, fedcl's polls": ((), {}),
-}
+NODES = {"cold": ("--cold",), "warm": ()}
+POLLS = {"flower": {POLL: FLOWERS}, "fedcl": {}}
 
 
 def measured(rounds: int, nodes: int, model: tuple[str, ...], extra: tuple[str, ...]) -> float:
@@ -55,13 +52,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--nodes", type=int, default=3)
+    for name, choices in (("--models", MODELS), ("--nodes-are", NODES), ("--polls", POLLS)):
+        parser.add_argument(name, nargs="+", choices=choices, default=list(choices))
     asked = parser.parse_args()
-    print("| model | nodes | seconds a round |\n|---|---|---|")
-    for name, model in MODELS.items():
-        for variant, (extra, environment) in VARIANTS.items():
-            os.environ |= environment
-            print(f"| {name} | {variant} | {measured(asked.rounds, asked.nodes, model, extra):.1f} |", flush=True)
-            os.environ.pop(POLL, None)
+    print("| model | nodes | polls | seconds a round |\n|---|---|---|---|")
+    for model, kind, polls in product(asked.models, asked.nodes_are, asked.polls):
+        os.environ |= POLLS[polls]
+        name, settings = MODELS[model]
+        seconds = measured(asked.rounds, asked.nodes, settings, NODES[kind])
+        print(f"| {name} | {kind} | {polls} | {seconds:.1f} |", flush=True)
+        os.environ.pop(POLL, None)
 
 
 if __name__ == "__main__":
