@@ -5,13 +5,14 @@ what is new in it gets a number and a task (`clients.arrivals`), and of the resu
 whose stream holds the client's items and, behind them, the samples that its memory has kept: a file may vanish, what
 was admitted stays. So losses, memories, curricula and statistics see a stream like any other.
 
-In a client's record a cursor is the number of an item of its ledger, and `x` are the remembered samples themselves.
-Inside a visit both are positions in the visit's stream, as everywhere else: `Visit.load` and `Visit.save` translate.
+In a client's record cursor and items are numbers of its ledger, and `x` are the remembered samples themselves. Inside a
+visit both are positions in the visit's stream, as everywhere else: `Visit.load` and `Visit.save` translate.
 """
 
 import hashlib
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,7 +36,7 @@ from fedcl.streams.folder import TEST, Expected, Found, apart, read_folder
 from fedcl.streams.formats import ENDINGS
 from fedcl.streams.local import Local
 from fedcl.streams.manifest import numbers_of
-from fedcl.streams.walk import Fault, fault, walk
+from fedcl.streams.walk import Fault, File, fault, walk
 
 Asked = TypeVar("Asked", bound=Order)
 Signature = tuple[Any, ...]
@@ -53,15 +54,18 @@ class NoData(LostRecords):
 
 @dataclass(frozen=True, eq=False)
 class Ward:
-    """What one client has now; all (n,) but the first."""
+    """What one client has now."""
 
-    x: NDArray[Any]  # (n, *shape)
-    y: Ints
-    number: Ints  # in the client's ledger
-    task: Ints  # -1: of none yet
-    test: NDArray[np.bool_]
+    found: Found  # n items
+    number: Ints  # (n,) in the client's ledger
+    task: Ints  # (n,) -1: of none yet
+    test: NDArray[np.bool_]  # (n,)
     ledger: Ledger
     faults: tuple[Fault, ...]
+
+    def settled(self, ledger: Ledger) -> "Ward":
+        """Return the same under a ledger in which more items have a task."""
+        return replace(self, ledger=ledger, task=arrivals.places(ledger, self.found)[1])
 
 
 def look(folder: Path, settings: Local, ledger: Ledger, tasks: int) -> Ward:
@@ -84,7 +88,7 @@ def look(folder: Path, settings: Local, ledger: Ledger, tasks: int) -> Ward:
     ledger = arrivals.grown(ledger, found, told)
     number, task = arrivals.places(ledger, found)
     test = _held_out(found, folder, settings.test)
-    return Ward(found.x, found.y, number, task, test, ledger, (*found.faults, *faults))
+    return Ward(found, number, task, test, ledger, (*found.faults, *faults))
 
 
 def _read(folder: Path, expected: Expected) -> Found:
@@ -97,10 +101,13 @@ def _read(folder: Path, expected: Expected) -> Found:
 
 
 def _stamps(folder: Path) -> list[Any]:
+    """Return by what one sees whether something in a folder has changed."""
     stamps: list[Any] = []
     for each in walk(str(folder), ENDINGS) if folder.is_dir() else ():
-        status = os.stat(each.real) if not isinstance(each, Fault) and os.path.exists(each.real) else None
-        stamps.append((each.path, status and (status.st_size, status.st_mtime_ns, status.st_ino)))
+        stamps.append(each.path)
+        with suppress(OSError):  # it vanishes at this moment
+            status = os.stat(each.real) if isinstance(each, File) else None
+            stamps.append(status and (status.st_size, status.st_mtime_ns, status.st_ino))
     return stamps
 
 
@@ -151,7 +158,7 @@ class Visit:
     kept: Store
     old: Records  # (k,) as they are kept
     numbers: tuple[Ints, ...]  # of each client, those of the cell that the visit trains on, in its order
-    n: int  # items before the remembered ones
+    number: Ints  # (n,) of every item in its client's ledger; remembered samples stand behind them
     faults: tuple[tuple[Fault, ...], ...]  # what was left out of each client's folder
 
     def idle(self) -> list[int]:
@@ -170,7 +177,7 @@ class Visit:
                 new["cursor"][task] = np.searchsorted(self.numbers[row], new["cursor"][task])
             if "x" in self.old.dtype.names:  # type: ignore[operator]
                 size = len(new["items"])
-                new["items"] = self.n + row * size + np.arange(size)
+                new["items"] = len(self.number) + row * size + np.arange(size)
         return found
 
     def save(self, name: str, clients: Ints, records: Records) -> str:
@@ -182,9 +189,9 @@ class Visit:
                 task, numbers = int(self.order.tasks[row]), self.numbers[row]
                 new["cursor"][task] = max(self.old[row]["cursor"][task], numbers[-1] + 1 if len(numbers) else 0)
             if "x" in self.old.dtype.names:  # type: ignore[operator]
-                fresh = np.flatnonzero(new["items"] < self.n)
+                fresh = new["items"] < len(self.number)
                 new["x"][fresh] = x[new["items"][fresh]]
-                new["items"] = np.where(new["items"] < self.n, new["items"], self.old[row]["items"])
+                new["items"] = np.where(fresh, self.number.take(new["items"], mode="clip"), self.old[row]["items"])
         return self.kept.save(name, clients, kept)
 
 
@@ -208,9 +215,7 @@ def visit(base: Site, order: Asked, store: Store, folders: Mapping[int, Path], p
         try:
             ledger = arrivals.loaded(place.ledger(client), scenario)
             ward = look(folders[client], base.scenario.stream.dataset, ledger, tasks)
-            settled_now = settled(ward.ledger, order, row, base.stream)
-            if settled_now != ward.ledger:
-                ward = look(folders[client], base.scenario.stream.dataset, settled_now, tasks)
+            ward = ward.settled(settled(ward.ledger, order, row, base.stream))
             if type(order) is TrainOrder and ward.ledger != ledger:
                 place.keep_ledger(client, arrivals.dumped(ward.ledger, scenario))
             wards.append(ward)
@@ -228,11 +233,11 @@ def visit(base: Site, order: Asked, store: Store, folders: Mapping[int, Path], p
 
 def _laid(base: Site, order: Order, store: Store, wards: list[Ward], old: Records) -> Visit:
     """Lay the clients' items behind one another, with their memories at the end, and cut them into cells."""
-    n, shape = sum(len(ward.y) for ward in wards), base.stream.train.count.shape
+    shape = base.stream.train.count.shape
     remembered = [old["x"].reshape(-1, *base.stream.dataset.x.shape[1:])] if "x" in (old.dtype.names or ()) else []
     labels = [old["labels"].reshape(-1)] if remembered else []
-    x = np.concatenate([*(ward.x for ward in wards), *remembered])
-    y = np.concatenate([*(ward.y for ward in wards), *labels])
+    x = np.concatenate([*(ward.found.x for ward in wards), *remembered])
+    y = np.concatenate([*(ward.found.y for ward in wards), *labels])
     cells = {split: Cells.counted(np.zeros(shape, np.int64)) for split in ("train", "test")}
     items: dict[str, list[Ints]] = {split: [np.empty(0, np.int64)] for split in cells}
     begin, numbers = 0, []
@@ -247,7 +252,7 @@ def _laid(base: Site, order: Order, store: Store, wards: list[Ward], old: Record
             if split == "train":
                 at = int(order.tasks[row]) if isinstance(order, TASK_BOUND) else -1
                 numbers.append(ward.number[chosen[ward.task[chosen] == at]])
-        begin += len(ward.y)
+        begin += len(ward.number)
     stream = replace(
         base.stream,
         dataset=replace(base.stream.dataset, x=x, y=y, test_x=x, test_y=y),
@@ -256,15 +261,15 @@ def _laid(base: Site, order: Order, store: Store, wards: list[Ward], old: Record
         test=replace(cells["test"], items=np.concatenate(items["test"])),
     )
     return Visit(
-        site=replace(base, stream=stream), order=order, kept=store, old=old, numbers=tuple(numbers), n=n,
-        faults=tuple(ward.faults for ward in wards),
+        site=replace(base, stream=stream), order=order, kept=store, old=old, numbers=tuple(numbers),
+        number=np.concatenate([ward.number for ward in wards]), faults=tuple(ward.faults for ward in wards),
     )  # fmt: skip
 
 
 def _shown(stream: Stream, order: Order, row: int, ward: Ward, old: Records) -> NDArray[np.bool_]:
     """Return which items (n,) the visit may show: in an online stream those of its task that no visit has shown."""
     if not stream.timeline.online or not isinstance(order, TrainOrder | ScoreOrder | StockOrder):
-        return np.ones(len(ward.y), np.bool_)
+        return np.ones(len(ward.number), np.bool_)
     fresh: NDArray[np.bool_] = ward.number >= old[row]["cursor"][ward.task]
     return fresh if isinstance(order, StockOrder) else fresh | (ward.task != order.tasks[row])
 
