@@ -2,8 +2,10 @@
 
 import os
 import random
+import shutil
+import subprocess
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -301,6 +303,45 @@ def test_a_full_disk_is_told_in_one_sentence_and_the_run_goes_on_from_there(
         assert "\n" not in str(failed.value)
         assert sit(folder, Nodes(1), scenario, packs=True) == "finished"
         assert Ended.of(folder, Nodes(1), scenario, packs=True) == straight
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Yield what makes a disk of so many bytes, or gives it that size if it is there."""
+    disk = tmp_path / "disk"
+
+    def sized(size: int) -> Path:
+        again = "remount," if disk.exists() else ""
+        disk.mkdir(exist_ok=True)
+        made = ["mount", "-t", "tmpfs", "-o", f"{again}size={size}", "tmpfs", str(disk)]
+        done = subprocess.run(made, capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"a small tmpfs cannot be mounted here: {done.stderr.strip()}")
+        return disk
+
+    yield sized
+    subprocess.run(["umount", str(disk)], capture_output=True)
+
+
+@pytest.mark.skipif(not shutil.which("mount"), reason="a small tmpfs needs the command mount")
+@pytest.mark.parametrize("share", [0.5, 0.7, 0.9])
+def test_a_small_disk_fills_up_and_is_made_larger(
+    share: float, small_disk: Callable[[int], Path], tmp_path: Path
+) -> None:
+    """A real disk with room for a share of the run: it fails with a sentence, and goes on once there is more room."""
+    scenario = federation("derpp")
+    flower.identify()
+    rundir.create(scenario, tmp_path / "run")
+    run_once(tmp_path / "run", scenario)
+    straight = Ended.of(tmp_path / "run", Nodes(1), scenario, packs=True)
+    pages = sum(-(-path.stat().st_size // 4096) for path in (tmp_path / "run").rglob("*") if path.is_file())
+    folder = small_disk(4096 * int(share * pages)) / "run"
+    rundir.create(scenario, folder)
+    with pytest.raises(FederationError, match=r"(No space left on device|clients answered).* goes on from the last"):
+        run_once(folder, scenario)
+    small_disk(1 << 26)
+    assert sit(folder, Nodes(1), scenario, packs=True) == "finished"
+    assert Ended.of(folder, Nodes(1), scenario, packs=True) == straight
 
 
 def takes_space(step: Step) -> bool:
