@@ -52,6 +52,21 @@ def test_existing_cluster_gives_the_same_bits(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("apart")
+def test_a_run_without_an_address_starts_its_own_cluster(tmp_path: Path) -> None:
+    """Somebody's cluster is up, with no core to spare: who does not name it is not kept waiting by it."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        words = ["run", "split-digits", *TINY, "engine.kind=ray", "engine.workers=1", "-q"]
+        done = fedcl(*words, "--out", str(tmp_path / "run"), cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    finally:
+        cluster.shutdown()
+
+
+@pytest.mark.slow
 def test_no_cluster_is_one_sentence(tmp_path: Path) -> None:
     """An address where nobody answers ends with exit code 1 and a sentence that names the key."""
     done = fedcl(

@@ -72,8 +72,11 @@ def start_ray(address: str | None) -> None:
         _knock(address)
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(
-            address=address, include_dashboard=None if address else False, log_to_driver=True, logging_level="ERROR"
+        ray.init(  # "local": without it Ray joins whatever cluster was started on this machine last
+            address=address or "local",
+            include_dashboard=None if address else False,
+            log_to_driver=True,
+            logging_level="ERROR",
         )
     except SystemExit as error:  # Ray's own answer to a SIGTERM while it starts
         raise Stopped from error
