@@ -35,7 +35,7 @@ def test_the_shipped_scenario_is_the_documented_one():
     scenario = load("split-digits")
     assert (scenario.stream.tasks, scenario.stream.clients, scenario.stream.schedule.rounds_per_task) == (5, 5, 30)
     assert (scenario.client.epochs, scenario.client.batch, scenario.client.memory.size) == (3, 16, 24)
-    assert (scenario.model.width, scenario.server.clients_per_round, scenario.evaluate.every) == (100, 5, 5)
+    assert (scenario.model.width, scenario.server.clients_per_round, scenario.evaluate.every) == (100, None, 5)
     assert scenario.stream.partition.alpha == 0.5
 
 
