@@ -82,7 +82,7 @@ class Known:
         if stream.dataset.elsewhere:
             return Known.nothing()
         items = stream.test.count[clients]
-        return Known.of(clients, items=items if limit is None else np.minimum(items, limit))
+        return Known.of(clients, items=items if limit is None else np.minimum(items, min(limit, MOST)))
 
     def problem(self, clients: Ints, said: Mapping[str, Array]) -> str | None:
         """Return how what clients say of their data differs from what is known, None if it does not."""
