@@ -7,7 +7,7 @@ the sittings, so that nobody's records or data are taken for another client's.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clients.versions import FEDERATIONS, Place
+from clients.versions import Place, remembered
 from fedcl import names
 from fedcl.errors import ConfigError
 from fedcl.orders import Order
@@ -73,8 +73,7 @@ def remember(order: Order, place: Place) -> None:
     known = kept.get(order.federation, {})
     seen = {**known, **{name: number for number, name in _pairs(order) if name}}
     if seen != known:
-        others = [(name, each) for name, each in kept.items() if name != order.federation]
-        place.keep_numbers(dict([*others, (order.federation, seen)][-FEDERATIONS:]))
+        place.keep_numbers(remembered(kept, order.federation, seen))
 
 
 def wards(order: Order) -> dict[int, str]:

@@ -63,9 +63,8 @@ class Policy:
         each reply would come to the same, with other roundings of the sum.)
 
         Raises:
-            Refused: a statistic is not allowed, or nobody has enough.
+            Refused: nobody has enough.
         """
-        self.check(site, order)
         if not self.min_count or isinstance(order, StockOrder):
             return order, []
         least = fewest(site, order)

@@ -22,7 +22,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -44,6 +44,7 @@ ARRIVALS, FAULTS = "arrivals.json", "faults.txt"
 NAME = re.compile(r"r(\d{6,})\.state", re.ASCII)
 Asked = TypeVar("Asked", bound=Order)
 Answered = TypeVar("Answered", bound=Reply)
+Value = TypeVar("Value")
 
 
 class BadVersion(ValueError):
@@ -223,8 +224,13 @@ def check_sitting(order: Order, place: Place) -> None:
         which = f"sitting = {order.sitting} of {order.federation!r}, but {newest} has been seen here"
         raise OldSitting(f"an order of a server that has died: {which} (its run directory's file 'sittings' counts)")
     if order.sitting > newest:
-        others = [(name, sitting) for name, sitting in seen.items() if name != order.federation]
-        place.remember(dict([*others, (order.federation, order.sitting)][-FEDERATIONS:]))
+        place.remember(remembered(seen, order.federation, order.sitting))
+
+
+def remembered(kept: Mapping[str, Value], federation: str, value: Value) -> dict[str, Value]:
+    """Return what is kept of federations with a new value of one, which is the newest; the oldest are forgotten."""
+    others = [(name, each) for name, each in kept.items() if name != federation]
+    return dict([*others, (federation, value)][-FEDERATIONS:])
 
 
 def carry_out(order: Asked, place: Place, scenario: str, work: Callable[[Asked, Store], Answered]) -> Answered:
@@ -325,18 +331,12 @@ class Folder:
         Raises:
             ValueError: the file is damaged.
         """
-        path = self.folder / SITTINGS
-        if not path.exists():
-            return {}
-        try:
-            return {str(name): int(sitting) for name, sitting in json.loads(path.read_bytes()).items()}
-        except (ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is damaged ({error}): delete it once no server that has died is left") from error
+        way_out = "delete it once no server that has died is left"
+        return self._table(SITTINGS, int, way_out)
 
     def remember(self, sittings: dict[str, int]) -> None:
         """Write the file whole or not at all and force it onto the disk."""
-        _make(self.folder)
-        replace_file(self.folder / SITTINGS, [json.dumps(sittings).encode()], sync=True)
+        self._keep_table(SITTINGS, sittings)
 
     def numbers(self) -> dict[str, dict[str, int]]:
         """Return what stands in the file `names.json`, nothing if there is none.
@@ -344,19 +344,29 @@ class Folder:
         Raises:
             ValueError: the file is damaged.
         """
-        path = self.folder / NUMBERS
-        if not path.exists():
-            return {}
-        try:
-            found = json.loads(path.read_bytes()).items()
-            return {str(run): {str(name): int(number) for name, number in each.items()} for run, each in found}
-        except (ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is damaged ({error}): put back a copy, or delete it") from error
+
+        def of_run(found: Any) -> dict[str, int]:
+            return {str(name): int(number) for name, number in found.items()}
+
+        return self._table(NUMBERS, of_run, "put back a copy, or delete it")
 
     def keep_numbers(self, numbers: dict[str, dict[str, int]]) -> None:
         """Write the file whole or not at all and force it onto the disk."""
+        self._keep_table(NUMBERS, numbers)
+
+    def _table(self, file: str, read: Callable[[Any], Value], way_out: str) -> dict[str, Value]:
+        """Return a table by federation, each value as `read` takes it; nothing if there is no file."""
+        path = self.folder / file
+        if not path.exists():
+            return {}
+        try:
+            return {str(name): read(value) for name, value in json.loads(path.read_bytes()).items()}
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is damaged ({error}): {way_out}") from error
+
+    def _keep_table(self, file: str, table: Mapping[str, Any]) -> None:
         _make(self.folder)
-        replace_file(self.folder / NUMBERS, [json.dumps(numbers).encode()], sync=True)
+        replace_file(self.folder / file, [json.dumps(table).encode()], sync=True)
 
 
 def _make(folder: Path) -> None:

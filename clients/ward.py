@@ -14,6 +14,7 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -57,15 +58,23 @@ class Ward:
     """What one client has now."""
 
     found: Found  # n items
-    number: Ints  # (n,) in the client's ledger
-    task: Ints  # (n,) -1: of none yet
-    test: NDArray[np.bool_]  # (n,)
     ledger: Ledger
+    test: NDArray[np.bool_]  # (n,)
     faults: tuple[Fault, ...]
 
-    def settled(self, ledger: Ledger) -> "Ward":
-        """Return the same under a ledger in which more items have a task."""
-        return replace(self, ledger=ledger, task=arrivals.places(ledger, self.found)[1])
+    @cached_property
+    def _places(self) -> tuple[Ints, Ints]:
+        return arrivals.places(self.ledger, self.found)
+
+    @property
+    def number(self) -> Ints:
+        """(n,) of each item in the client's ledger."""
+        return self._places[0]
+
+    @property
+    def task(self) -> Ints:
+        """(n,) of each item, -1: of none yet."""
+        return self._places[1]
 
 
 def look(folder: Path, settings: Local, ledger: Ledger, tasks: int) -> Ward:
@@ -85,10 +94,8 @@ def look(folder: Path, settings: Local, ledger: Ledger, tasks: int) -> Ward:
     if told:
         good = [number for number, path in enumerate(found.files) if path in told and path not in late]
         found = _only(found, np.array(good, np.int64))
-    ledger = arrivals.grown(ledger, found, told)
-    number, task = arrivals.places(ledger, found)
     test = _held_out(found, folder, settings.test)
-    return Ward(found, number, task, test, ledger, (*found.faults, *faults))
+    return Ward(found, arrivals.grown(ledger, found, told), test, (*found.faults, *faults))
 
 
 def _read(folder: Path, expected: Expected) -> Found:
@@ -215,7 +222,7 @@ def visit(base: Site, order: Asked, store: Store, folders: Mapping[int, Path], p
         try:
             ledger = arrivals.loaded(place.ledger(client), scenario)
             ward = look(folders[client], base.scenario.stream.dataset, ledger, tasks)
-            ward = ward.settled(settled(ward.ledger, order, row, base.stream))
+            ward = replace(ward, ledger=settled(ward.ledger, order, row, base.stream))
             if type(order) is TrainOrder and ward.ledger != ledger:
                 place.keep_ledger(client, arrivals.dumped(ward.ledger, scenario))
             wards.append(ward)

@@ -19,8 +19,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fedcl import registry
 from fedcl.contradictions import problems
-from fedcl.errors import ConfigError, nearest
-from fedcl.leaves import leaf, shown
+from fedcl.errors import ConfigError, nearest, shown
+from fedcl.leaves import leaf
 from fedcl.settings import OutOfRange, Settings, part, setting
 
 Plain = dict[str, Any]

@@ -75,7 +75,7 @@ def _bent(s: "Scenario") -> Iterator[str]:
 def _elsewhere(s: "Scenario") -> Iterator[str]:
     """Yield what needs to know data that only its owners know, or the time at which it arrives."""
     stream, name = s.stream, registry.name_of("datasets", s.stream.dataset)
-    opened = registry.name_of("schedules", stream.schedule) == "arrival"
+    opened = getattr(stream.schedule, "opens", False)
     if not getattr(stream.dataset, "elsewhere", False):
         if opened:
             yield f"stream.schedule.kind = 'arrival': data set {name!r} is all there at the start; set dataset = local"

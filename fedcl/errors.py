@@ -1,7 +1,8 @@
-"""The two ways in which a run ends without a result, each with its exit code."""
+"""The two ways in which a run ends without a result, each with its exit code, and what their sentences are made of."""
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class ConfigError(Exception):
@@ -19,3 +20,9 @@ def nearest(word: str, known: Iterable[str]) -> str:
     if close:
         return f"; did you mean {close[0]!r}?"
     return f"; known: {', '.join(known[:12])}" if known else ""
+
+
+def shown(value: Any) -> str:
+    """Return a value as an error says it: a long one is cut short."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."

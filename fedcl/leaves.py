@@ -8,13 +8,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fedcl.errors import ConfigError
-
-
-def shown(value: Any) -> str:
-    """Return a value as an error says it: a long one is cut short."""
-    text = repr(value)
-    return text if len(text) <= 100 else f"{text[:97]}..."
+from fedcl.errors import ConfigError, shown
 
 
 @cache

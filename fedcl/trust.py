@@ -18,7 +18,7 @@ from contextvars import ContextVar
 from pathlib import PurePosixPath
 from typing import Any
 
-from fedcl.errors import ConfigError
+from fedcl.errors import ConfigError, shown
 
 PACKAGE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 # Texts that name a place on the server's machine, or none at all: a node looks at no file by them.
@@ -100,12 +100,11 @@ def _texts(plain: Any) -> Iterator[tuple[str, str]]:
 
 
 def _check(key: str, value: str) -> None:
-    shown = repr(value if len(value) <= 100 else f"{value[:97]}...")
     if "${" in value:
-        raise ConfigError(f"{key} = {shown}: a node fills in nothing; a server sends every value as it is")
+        raise ConfigError(f"{key} = {shown(value)}: a node fills in nothing; a server sends every value as it is")
     out = value.startswith(("/", "~")) or ".." in PurePosixPath(value).parts
     if out and key not in UNREAD:
         raise ConfigError(
-            f"{key} = {shown}: a node reads only below its own data folder (FEDCL_DATA), by a path without '..', "
-            "'~' or a '/' in front"
+            f"{key} = {shown(value)}: a node reads only below its own data folder (FEDCL_DATA), by a path without "
+            "'..', '~' or a '/' in front"
         )

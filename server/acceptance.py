@@ -54,35 +54,30 @@ class Known:
         return Known(clients=clients[order], columns={name: each[order] for name, each in columns.items()})
 
     @staticmethod
-    def nothing() -> "Known":
-        """Return that nothing is known: only its node knows what a client's folder holds, and it may have grown."""
-        return Known(clients=NOBODY, columns={})
+    def _by(stream: Stream, clients: Ints, **columns: Ints) -> "Known":
+        """Return what a stream tells: nothing, where only its node knows what a client's folder holds by now."""
+        return Known(clients=NOBODY, columns={}) if stream.dataset.elsewhere else Known.of(clients, **columns)
 
     @staticmethod
     def of_cells(stream: Stream, clients: Ints, tasks: Ints) -> "Known":
         """Return the samples `n` of each client's task."""
-        known = Known.of(clients, n=stream.train.count[clients, tasks])
-        return Known.nothing() if stream.dataset.elsewhere else known
+        return Known._by(stream, clients, n=stream.train.count[clients, tasks])
 
     @staticmethod
     def of_visits(stream: Stream, cohorts: Sequence[Cohort], *, epochs: int = 1, batch: int = 1) -> "Known":
         """Return the samples `n` of the visits of a plan, and their `steps`, the same under every curriculum."""
-        if stream.dataset.elsewhere:
-            return Known.nothing()
         clients, tasks, clocks = (
             np.concatenate([NOBODY, *(getattr(each, name) for each in cohorts)])
             for name in ("clients", "tasks", "clocks")
         )
         n = stream.sizes(clients, tasks, clocks)
-        return Known.of(clients, n=n, steps=epochs * -(-n // batch))
+        return Known._by(stream, clients, n=n, steps=epochs * -(-n // batch))
 
     @staticmethod
     def of_tests(stream: Stream, clients: Ints, limit: int | None) -> "Known":
         """Return the test `items` of clients by task, of which at most `limit` a task are measured."""
-        if stream.dataset.elsewhere:
-            return Known.nothing()
         items = stream.test.count[clients]
-        return Known.of(clients, items=items if limit is None else np.minimum(items, min(limit, MOST)))
+        return Known._by(stream, clients, items=items if limit is None else np.minimum(items, min(limit, MOST)))
 
     def problem(self, clients: Ints, said: Mapping[str, Array]) -> str | None:
         """Return how what clients say of their data differs from what is known, None if it does not."""

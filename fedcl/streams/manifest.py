@@ -76,13 +76,14 @@ def numbers_of(folder: str | Path, files: list[str]) -> tuple[dict[str, int], li
     """
     faults: list[Fault] = []
     manifest = Path(folder) / MANIFEST
-    if manifest.exists() or manifest.is_symlink():
+    there = manifest.exists() or manifest.is_symlink()
+    if there:
         named = _from_manifest(read_manifest(manifest), files, faults)
         found = {path: number for number, paths in enumerate(named.values()) for path in paths}
     else:
         tasks = {path: apart(path)[1] for path in files}
         found = {path: int(task.removeprefix("task-")) for path, task in tasks.items() if task}
-    if found or manifest.exists():
+    if found or there:
         faults += [fault(path, "belongs to no task") for path in files if path not in found]
     return found, faults
 

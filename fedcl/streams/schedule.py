@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,6 +107,8 @@ class Timeline:
 class Schedule(Settings, ABC):
     """What all schedules have in common."""
 
+    opens: ClassVar[bool] = False  # data decides how long tasks last: nobody knows before (`Timeline.open`)
+
     clock: Literal["rounds", "participations"] = setting("rounds", "what moves a client on: rounds, or its own visits")
     online: bool = setting(False, "each visit trains once on its own slice of the task's data, never on all of it")
     rounds: int | None = setting(
@@ -132,7 +134,7 @@ class Schedule(Settings, ABC):
         order, lengths, start = self.streams(clients, tasks, seed)
         begin = np.concatenate([np.zeros((clients, 1), np.int64), np.cumsum(lengths, axis=1)], axis=1)
         rounds = self.rounds or self._needed(begin[:, -1], start, per_round)
-        return Timeline(order, begin, start, rounds, self.clock, self.online)
+        return Timeline(order, begin, start, rounds, self.clock, self.online, self.opens)
 
     def _needed(self, ends: Ints, start: Ints, per_round: int) -> int:
         if self.clock == "rounds":
@@ -244,6 +246,8 @@ class Explicit(Schedule):
 class Arrival(Schedule):
     """Every client at the task of its own newest data: what has arrived since a visit is the next task."""
 
+    opens: ClassVar[bool] = True
+
     clock: Literal["participations"] = setting("participations", "a client's own visits: nothing else moves it on")
     rounds: int = setting(100, "rounds of the run", low=1, high=1_000_000_000)
     least: int = setting(1, "visits to a task before the next, even if newer data is there", low=1, high=1_000_000)
@@ -253,7 +257,3 @@ class Arrival(Schedule):
         lengths = np.zeros((clients, tasks), np.int64)
         lengths[:, 0] = self.rounds
         return np.tile(np.arange(tasks), (clients, 1)), lengths, np.zeros(clients, np.int64)
-
-    def timeline(self, clients: int, tasks: int, per_round: int, seed: int) -> Timeline:
-        """Lay every client's stream out as far as it is known before anything has arrived."""
-        return replace(super().timeline(clients, tasks, per_round, seed), open=True)
