@@ -34,16 +34,22 @@ WHOLE_NUMBER = re.compile(r"-?\d{1,18}", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Expected(Settings):
+class Reading(Settings):
+    """How files are read, whoever reads them."""
+
+    label: str = setting("label", "name of a table's column of labels")
+    size: int | None = setting(None, "pixels of a side that pictures are shrunk or stretched to", low=1, high=10_000)
+    max_bytes: int = setting(MOST_BYTES, "bytes that a file may have, packed and unpacked", low=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected(Reading):
     """What the files of a folder must have in common; None: as the first good file has it, or all classes."""
 
     classes: tuple[str, ...] | None = setting(None, "names of the classes, in the order of their numbers")
     shape: tuple[int, ...] | None = setting(None, "shape of an input")
     dtype: Literal["uint8", "float32"] | None = setting(None, "type of the inputs")
     columns: tuple[str, ...] | None = setting(None, "names of a table's columns of inputs, in their order")
-    label: str = setting("label", "name of a table's column of labels")
-    size: int | None = setting(None, "pixels of a side that pictures are shrunk or stretched to", low=1, high=10_000)
-    max_bytes: int = setting(MOST_BYTES, "bytes that a file may have, packed and unpacked", low=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -261,14 +267,11 @@ def notes(found: Found) -> Iterator[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Folder(DatasetSettings):
+class Folder(Reading, DatasetSettings):
     """Data of one's own: a folder with pictures in class folders, .npz, .csv or .parquet; what is bad is named."""
 
     path: str = setting("", "the folder, below data.root or absolute")
-    label: str = setting("label", "name of a table's column of labels")
-    size: int | None = setting(None, "pixels of a side that pictures are shrunk or stretched to", low=1, high=10_000)
     test: float = setting(0.2, "share of every class held out, unless there is a folder test/", above=0, below=1)
-    max_bytes: int = setting(MOST_BYTES, "bytes that a file may have, packed and unpacked", low=1)
 
     def load(self, root: str | None) -> Dataset:
         """Read the folder; classes are numbered in the order of their names. What was left out is in the notes.

@@ -14,13 +14,13 @@ import numpy as np
 from fedcl.errors import ConfigError
 from fedcl.settings import setting
 from fedcl.streams.dataset import Dataset, DatasetSettings
-from fedcl.streams.folder import MOST_BYTES, Expected
+from fedcl.streams.folder import Expected, Reading
 
 LARGEST = 1 << 24  # numbers of an input
 
 
 @dataclass(frozen=True, kw_only=True)
-class Local(DatasetSettings):
+class Local(Reading, DatasetSettings):
     """Each client's own folder of pictures, .npz, .csv or .parquet on its own machine (fedcl client --data)."""
 
     elsewhere: ClassVar[bool] = True
@@ -29,10 +29,7 @@ class Local(DatasetSettings):
     shape: list[int] = setting([], "shape of an input: [28, 28] grey, [28, 28, 3] colour, [30] a table's 30 columns")
     dtype: Literal["uint8", "float32"] = setting("float32", "type of the inputs; pictures are uint8")
     columns: list[str] = setting([], "a table's columns of inputs, in the order in which the model sees them")
-    label: str = setting("label", "name of a table's column of labels")
-    size: int | None = setting(None, "pixels of a side that pictures are shrunk or stretched to", low=1, high=10_000)
     test: float = setting(0.2, "share of a client's items held out, unless it has a folder test/", above=0, below=1)
-    max_bytes: int = setting(MOST_BYTES, "bytes that a file may have, packed and unpacked", low=1)
 
     def load(self, root: str | None) -> Dataset:
         """Return the data set as the server knows it: what an item is, and none of them.
