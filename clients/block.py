@@ -129,25 +129,25 @@ def train_block(
     result = site.trainer.train(block)
     steps = torch.from_numpy(laid.counts[rows]).to(site.dtype).to(site.device)
     samples = torch.from_numpy(laid.samples[rows]).to(site.dtype).to(site.device)
+    update = result.after - weights
+    if site.trainer.personal:
+        update *= site.shared
     trained = Trained(
-        before=weights,
-        after=result.after,
-        shared=site.shared,
+        update=update,
         weights=samples if site.scenario.server.weights == "samples" else torch.ones_like(samples),
         max_norm=site.scenario.server.max_update_norm if site.scenario.server.norm_bound == "clip" else None,
-        added=anchors.visited(site, order, own, result.after - block.start, steps),
+        added=anchors.visited(site, order, own, result.after - block.start, steps) if site.visitors else {},
     )
     _write(site, own, laid, rows, result)
     anchors.walked(site, own, block.start, result)
-    norms = ((result.after - weights) * site.shared).norm(dim=1)
     table = {
         "n": laid.samples[rows], "steps": laid.counts[rows], "evicted": laid.admitted.evicted[rows],
-        "norm": norms.numpy(force=True).astype(np.float64),
+        "norm": update.norm(dim=1).numpy(force=True).astype(np.float64),
         **{f"loss/{name}": loss.numpy(force=True).astype(np.float64) for name, loss in result.losses.items()},
     }  # fmt: skip
     training = [name for name in order.statistics if name in STATISTICS]
     answers = [answer_rows(training, trained), *_task_answers(site, order, rows, result.after)]
-    return torch.cat(answers, dim=1), table
+    return torch.cat(answers, dim=1) if len(answers) > 1 else answers[0], table
 
 
 def _task_answers(site: Site, order: TrainOrder, rows: slice, after: Tensor) -> list[Tensor]:
@@ -169,8 +169,9 @@ def _kept(own: Records, name: str, kind: type) -> NDArray[Any]:
 
 def _start(site: Site, weights: Tensor, own: Records) -> Tensor:
     """Return (k, P): the global model, with a client's personal parameters once it has some."""
-    start = weights.expand(len(own), -1).clone()
+    start = weights.expand(len(own), -1)  # training copies it
     if "personal" in (own.dtype.names or ()):
+        start = start.clone()
         visited = torch.from_numpy(own["visits"] > 0).to(site.device)[:, None]
         personal = torch.from_numpy(own["personal"].copy()).to(site.device)
         start[:, site.personal] = torch.where(visited, personal, start[:, site.personal])
@@ -179,7 +180,7 @@ def _start(site: Site, weights: Tensor, own: Records) -> Tensor:
 
 def _buffers(site: Site, own: Records) -> dict[str, Tensor]:
     """Return the optimiser's buffers (k, P): kept ones, else zeros."""
-    empty = torch.zeros(len(own), site.parameters.size, dtype=site.dtype, device=site.device)
+    empty = torch.zeros(1, dtype=site.dtype, device=site.device).expand(len(own), site.parameters.size)
     names = site.scenario.client.optimizer.buffers
     if not site.scenario.client.optimizer.keep:
         return dict.fromkeys(names, empty)

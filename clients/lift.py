@@ -24,8 +24,10 @@ Outcome = tuple[Tensor, tuple[Tensors, Tensor]]
 class Lift(Protocol):
     """How losses and transforms of one client run over the first k clients of a flat buffer (K, P)."""
 
-    def parameters(self, k: int) -> Tensors:
-        """Return the leaf parameters that gradients are taken of."""
+    recordable: bool  # whether its steps may be recorded (`clients.programs`)
+
+    def parameters(self, weights: Tensor) -> Tensors:
+        """Return the parameters whose numbers are weights (k, P), as leaves that gradients are taken of."""
 
     def losses(self, total: Total, parameters: Tensors, batch: Batch, anchors: Anchors) -> Outcome:
         """Return losses (k,), terms by name (k,) and logits (k, b, classes)."""
@@ -53,13 +55,15 @@ class Embedding(nn.Module):
 class Alone:
     """K = 1: the module itself, its parameters being views of the buffer."""
 
+    recordable: bool = False  # its parameters are those of the module, which autograd knows by name
+
     def __init__(self, module: nn.Module, layout: Layout, buffer: Tensor) -> None:
         self._module, self._embedding = module, Embedding(module)
         self._parameters: Tensors = dict(module.named_parameters())
         for name, view in layout.views(buffer[0]).items():
             self._parameters[name].data = view
 
-    def parameters(self, k: int) -> Tensors:
+    def parameters(self, weights: Tensor) -> Tensors:
         """Return the module's own parameters."""
         return self._parameters
 
@@ -86,17 +90,15 @@ class Alone:
 class Stacked:
     """K > 1: stacked leaf parameters under vmap."""
 
-    def __init__(self, module: nn.Module, layout: Layout, buffer: Tensor) -> None:
-        self._module, self._layout, self._buffer = module, layout, buffer
-        self._embedding = Embedding(module)
-        self._leaves: tuple[int, Tensors] = (0, {})
+    recordable: bool = True
 
-    def parameters(self, k: int) -> Tensors:
-        """Return leaves (k, *shape) that share memory with the buffer; made anew only when k shrinks."""
-        if self._leaves[0] != k:
-            views = self._layout.views(self._buffer[:k])
-            self._leaves = (k, {name: view.detach().requires_grad_() for name, view in views.items()})
-        return self._leaves[1]
+    def __init__(self, module: nn.Module, layout: Layout) -> None:
+        self._module, self._layout = module, layout
+        self._embedding = Embedding(module)
+
+    def parameters(self, weights: Tensor) -> Tensors:
+        """Return leaves (k, *shape) that share memory with the weights."""
+        return {name: view.detach().requires_grad_() for name, view in self._layout.views(weights).items()}
 
     def losses(self, total: Total, parameters: Tensors, batch: Batch, anchors: Anchors) -> Outcome:
         """Call the loss under vmap."""
@@ -130,4 +132,4 @@ class Stacked:
 
 def lift(module: nn.Module, layout: Layout, buffer: Tensor) -> Lift:
     """Return the lift for a buffer (K, P): the identity for K = 1, vmap above."""
-    return Alone(module, layout, buffer) if len(buffer) == 1 else Stacked(module, layout, buffer)
+    return Alone(module, layout, buffer) if len(buffer) == 1 else Stacked(module, layout)

@@ -125,10 +125,15 @@ class Site:
 
     def noise(self, clients: Ints, round: int, steps: int) -> Tensor:
         """Return keys of what dropout drops, one a client and step (k, steps); (k, steps, 0) where nothing is."""
+        if not self.drops:
+            return torch.zeros(len(clients), steps, 0, dtype=torch.int64, device=self.device)
         drawn = keys.key(self.scenario.seed, Purpose.DROPOUT, clients[:, None], round, np.arange(steps))
-        noise = torch.from_numpy(drawn.view(np.int64)).to(self.device)
-        drops = any(isinstance(each, Dropout) for each in self.trainer.module.modules())
-        return noise if drops else noise[..., None][..., :0]
+        return torch.from_numpy(drawn.view(np.int64)).to(self.device)
+
+    @cached_property
+    def drops(self) -> bool:
+        """Whether the model has dropout."""
+        return any(isinstance(each, Dropout) for each in self.trainer.module.modules())
 
     @property
     def path(self) -> bool:

@@ -6,17 +6,21 @@ computed for, and nothing moves in, a client that has finished. Needs torch alon
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from clients.gradients import Transform
-from clients.lift import Lift, Total, lift
-from clients.losses import Anchors, Batch, Forward, Items, Keeper, Regulariser, Term
+from clients.lift import lift
+from clients.losses import Anchors, Batch, Items, Term
 from clients.optimizers import Optimizer
+from clients.programs import Programs
+from clients.step import Moving, Step
 from fedcl.answers import Layout, Tensors
-from fedcl.models import dropout
 from fedcl.source import Source
+
+AT_ONCE = 2**21  # numbers of inputs that are looked up at once: 8 MiB in float32
 
 # watch(steps, weights): called before the first step (0) and after every one with the weights (k, P) of those training
 Watch = Callable[[int, Tensor], None]
@@ -33,13 +37,17 @@ class Stepwise:
     slots: Tensor | None = None  # memory slots, where remembered logits are wanted
     logits: Tensor | None = None  # (k, slots, classes)
 
-    def at(self, step: int, k: int, data: Source) -> Items:
-        """Gather the batch of one step for the first k clients."""
-        items, tasks, weight = self.items[:k, step], self.tasks[:k, step], self.weight[:k, step]
+    def feed(self, k: int, steps: range, data: Source) -> list[Items]:
+        """Gather the batches of some steps for the first k clients: one look-up, then slices."""
+        when = slice(steps.start, steps.stop)
+        items, tasks, labels, weight = (
+            each[:k, when].transpose(0, 1) for each in (self.items, self.tasks, self.labels, self.weight)
+        )
         mask = data.mask(tasks)
         if data.masks is not None:  # a padded row shows an arbitrary item: its loss must be finite to vanish
             mask = mask.masked_fill((weight == 0)[..., None], 0.0)
-        return Items(data.inputs(items, tasks), self.labels[:k, step], mask, weight, self._remembered(step, k))
+        columns = (data.inputs(items, tasks), labels.contiguous(), mask, weight.contiguous(), self._remembered(k, when))
+        return [Items(*step) for step in zip(*(each.unbind(0) for each in columns), strict=True)]
 
     def rows(self, rows: slice) -> "Stepwise":
         """Return the same for some of the clients."""
@@ -50,10 +58,10 @@ class Stepwise:
             **dict(zip(("items", "tasks", "labels", "weight"), columns, strict=True)), slots=slots, logits=logits
         )
 
-    def _remembered(self, step: int, k: int) -> Tensor:
+    def _remembered(self, k: int, when: slice) -> Tensor:
         if self.slots is None or self.logits is None:
-            return self.weight.new_zeros(*self.items[:k, step].shape, 0)
-        slots = self.slots[:k, step]
+            return self.weight.new_zeros(*self.items[:k, when].transpose(0, 1).shape, 0)
+        slots = self.slots[:k, when].transpose(0, 1)
         return self.logits[torch.arange(k, device=slots.device)[:, None], slots]
 
 
@@ -108,6 +116,18 @@ class Trainer:
     personal: tuple[str, ...] = ()  # parameters that stay on the client: nothing holds them to the global model
     path: bool = False  # whether the path of the training is wanted
     watch: Watch | None = None  # told how training goes
+    programs: Programs = field(default_factory=Programs)  # what has been recorded of its passes
+
+    @cached_property
+    def steps(self) -> dict[bool, Step]:
+        """A step without (False) and with (True) the logits of the stream's batch."""
+        return {
+            logits: Step(
+                layout=self.layout, terms=self.terms, transforms=self.transforms, optimizer=self.optimizer,
+                path=self.path, logits=logits,
+            )
+            for logits in (False, True)
+        }  # fmt: skip
 
     def train(self, block: Block) -> Result:
         """Run all steps of a block of clients and return their parameters.
@@ -117,94 +137,51 @@ class Trainer:
         """
         if block.counts != sorted(block.counts, reverse=True):
             raise ValueError("clients must come in descending order of steps")
-        weights = block.start.clone()
+        weights = block.start.clone(memory_format=torch.contiguous_format)
         if not self.terms:  # nothing to learn from: not even weight decay moves anything
             return Result(after=weights, losses={}, logits=weights.new_zeros(0, self.classes), buffers=block.buffers)
-        buffers = {name: buffer.clone() for name, buffer in block.buffers.items()}
-        lifted = lift(self.module, self.layout, weights)
-        views = self.layout.views(block.shared)
-        shared = {"global": {name: view for name, view in views.items() if name not in self.personal}, **block.anchors}
+        buffers = {name: each.clone(memory_format=torch.contiguous_format) for name, each in block.buffers.items()}
+        lifted, step = lift(self.module, self.layout, weights), self.steps[block.capture is not None]
         sums = {name: weights.new_zeros(len(weights)) for name in self.terms}
         captured = weights.new_zeros(block.capture.first[-1] if block.capture else 0, self.classes)
         path = torch.zeros_like(weights) if self.path else None
         if self.watch:
             self.watch(0, weights)
-        for k, steps in _segments(block.counts):
-            live = self.layout.views(weights[:k])
-            moments = {name: self.layout.views(buffer[:k]) for name, buffer in buffers.items()}
-            own = {name: {each: held[:k] for each, held in kept.items()} for name, kept in block.own.items()}
-            anchors = Anchors(shared, own)
-            for step in steps:
-                drawn = {name: draw.at(step, k, self.data) for name, draw in block.draws.items()}
-                batch = Batch(block.now.at(step, k, self.data), drawn, block.noise[:k, step])
-                parameters = lifted.parameters(k)
-                losses, (terms, logits) = lifted.losses(
-                    self._total(self.terms, logits=block.capture is not None), parameters, batch, anchors
-                )
-                gradients, slope = self._gradients(lifted, losses, terms, parameters)
-                references = self._references(lifted, parameters, batch, anchors)
-                for name, term in terms.items():
-                    sums[name][:k] += term.detach()
+        for k, numbers in _segments(block.counts):
+            moving = Moving(weights[:k], {name: buffer[:k] for name, buffer in buffers.items()})
+            take = self.programs.segment(step, lifted, moving, self._anchors(block, k))
+            for number, batch in self._batches(block, k, numbers):
+                told = take(block.steps_before[:k] + (number + 1), batch)
+                for name, term in told.terms.items():
+                    sums[name][:k] += term
                 if block.capture:
-                    _capture(block.capture, step, logits.detach(), captured)
-                with torch.no_grad():
-                    gradients = self._transformed("gradient", lifted, gradients, references)
-                    change = self.optimizer.step(gradients, live, moments, block.steps_before[:k] + step + 1)
-                    change = self._transformed("step", lifted, change, references)
-                    if path is not None:
-                        path[:k] -= self.layout.flatten({name: slope[name] * each for name, each in change.items()})
-                    torch._foreach_add_([live[name] for name in change], list(change.values()))
+                    _capture(block.capture, number, told.logits, captured)
+                if path is not None:
+                    path[:k] -= told.path
                 if self.watch:
-                    self.watch(step + 1, weights[:k])
+                    self.watch(number + 1, weights[:k])
         steps_done = torch.tensor(block.counts, dtype=weights.dtype, device=weights.device).clamp(min=1)
         means = {name: total / steps_done for name, total in sums.items()}
         return Result(after=weights, losses=means, logits=captured, buffers=buffers, path=path)
 
-    def _gradients(self, lifted: Lift, losses: Tensor, terms: Tensors, parameters: Tensors) -> tuple[Tensors, Tensors]:
-        """Return the gradient of the loss and, where the path is wanted, that of the loss without regularisers."""
-        if not self.path:
-            return _gradient(lifted, losses, parameters), {}
-        holding = [each for name, each in terms.items() if isinstance(self.terms[name], Regulariser)]
-        data = [each for name, each in terms.items() if not isinstance(self.terms[name], Regulariser)]
-        slope = _gradient(lifted, torch.stack(data), parameters, keep=True)
-        held = _gradient(lifted, torch.stack(holding), parameters)  # next to nothing beside the model's own passes
-        return {name: each + held[name] for name, each in slope.items()}, slope
+    def _anchors(self, block: Block, k: int) -> Anchors:
+        """Return what the losses of the first k clients measure distances to."""
+        views = self.layout.views(block.shared)
+        shared = {"global": {name: view for name, view in views.items() if name not in self.personal}, **block.anchors}
+        own = {name: {each: held[:k] for each, held in kept.items()} for name, kept in block.own.items()}
+        return Anchors(shared, own)
 
-    def _references(
-        self, lifted: Lift, parameters: Tensors, batch: Batch, anchors: Anchors
-    ) -> list[dict[str, Tensors]]:
-        """Return what each transform asks for: gradients of reference losses, one more backward pass each; its own."""
-
-        def gradient(name: str, term: Term) -> Tensors:
-            noise = dropout.stir(batch.noise, dropout.REFERENCE)  # not what the loss itself drops
-            losses, _ = lifted.losses(self._total({name: term}), parameters, batch._replace(noise=noise), anchors)
-            return _gradient(lifted, losses, parameters)
-
-        def known(each: Transform) -> dict[str, Tensors]:
-            if not isinstance(each, Keeper):
-                return {}
-            own = {one.name: anchors.own[one.name] for one in each.keeps}
-            return {**own, **{name: _everyones(anchors.shared[name], len(batch.noise)) for name in each.reads}}
-
-        return [
-            {**{name: gradient(name, term) for name, term in each.references.items()}, **known(each)}
-            for each in self.transforms
-        ]
-
-    def _total(self, terms: Mapping[str, Term], *, logits: bool = False) -> Total:
-        def total(model: Forward, batch: Batch, anchors: Anchors) -> tuple[Tensor, tuple[Tensors, Tensor]]:
-            values = {name: term(model, batch, anchors) for name, term in terms.items()}
-            wanted = model(batch.now.x) if logits else batch.now.weight[:0]
-            return torch.stack(list(values.values())).sum(), (values, wanted)
-
-        return total
-
-    def _transformed(self, on: str, lifted: Lift, tensors: Tensors, references: list[dict[str, Tensors]]) -> Tensors:
-        for transform, wanted in zip(self.transforms, references, strict=True):
-            if transform.on == on:
-                whole = transform.level == "stack"
-                tensors = transform(tensors, wanted) if whole else lifted.transform(transform, tensors, wanted)
-        return tensors
+    def _batches(self, block: Block, k: int, steps: range) -> Iterator[tuple[int, Batch]]:
+        """Yield the steps of a segment with their batches, looked up for as many steps at once as AT_ONCE allows."""
+        drawn, noise = {"": block.now, **block.draws}, block.noise
+        width = sum(each.items.shape[2] for each in drawn.values()) * k * self.data.width
+        length = max(1, AT_ONCE // max(1, width))
+        for begin in range(steps.start, steps.stop, length):
+            part = range(begin, min(begin + length, steps.stop))
+            fed = {name: each.feed(k, part, self.data) for name, each in drawn.items()}
+            now = fed.pop("")
+            for place, step in enumerate(part):
+                yield step, Batch(now[place], {name: each[place] for name, each in fed.items()}, noise[:k, step])
 
 
 def _segments(counts: list[int]) -> Iterator[tuple[int, range]]:
@@ -214,17 +191,6 @@ def _segments(counts: list[int]) -> Iterator[tuple[int, range]]:
         if counts[k - 1] > begin:
             yield k, range(begin, counts[k - 1])
             begin = counts[k - 1]
-
-
-def _gradient(lifted: Lift, losses: Tensor, parameters: Tensors, *, keep: bool = False) -> Tensors:
-    leaves = list(parameters.values())
-    found = torch.autograd.grad(losses.sum(), leaves, allow_unused=True, materialize_grads=True, retain_graph=keep)
-    return lifted.stacked(dict(zip(parameters, found, strict=True)))
-
-
-def _everyones(tensors: Tensors, k: int) -> Tensors:
-    """Return what is shared (*shape) as if each of k clients had its own (k, *shape); no memory of its own."""
-    return {name: each.expand(k, *each.shape) for name, each in tensors.items()}
 
 
 def _capture(capture: Capture, step: int, logits: Tensor, captured: Tensor) -> None:

@@ -67,19 +67,15 @@ class Steps:
 def local_data(stream: Stream, order: TrainOrder) -> Local:
     """Look up the data of each client's visit."""
     starts, stops = stream.spans(order.clients, order.tasks, order.clocks)
-    columns = (order.clients.tolist(), order.tasks.tolist(), starts.tolist(), stops.tolist())
-    found = [stream.items(*visit) for visit in zip(*columns, strict=True)]
-    lengths = np.array([len(items) for items, _ in found], np.int64)
-    shape = (len(found), max(1, int(lengths.max(initial=0))))
-    items, tasks = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-    for row, (own, task) in enumerate(found):
-        items[row, : len(own)], tasks[row, : len(own)] = own, task
-    return Local(items=items, tasks=tasks, lengths=lengths, offsets=starts, bases=_bases(stream, order))
+    items, tasks = stream.visited(order.clients, order.tasks, starts, stops)
+    return Local(items=items, tasks=tasks, lengths=stops - starts, offsets=starts, bases=_bases(stream, order))
 
 
 def _bases(stream: Stream, order: TrainOrder) -> Ints:
     """Return where each client's cell begins among the items of its own stream (`Stream.items` of all tasks)."""
     rows, everything = np.arange(len(order.clients)), order.tasks == ALL_TASKS
+    if everything.all() or stream.train.count.shape[1] == 1:
+        return np.zeros_like(order.tasks)
     counts = np.where(stream.own[order.clients], stream.train.count[order.clients], 0)
     return np.where(everything, 0, (np.cumsum(counts, axis=1) - counts)[rows, order.tasks])
 

@@ -30,12 +30,22 @@ class Source:
     masks: Tensor | None  # (tasks, classes) 0 or -inf; None: every class can always be predicted
     dtype: torch.dtype
 
+    @property
+    def width(self) -> int:
+        """Numbers of an input."""
+        return self.x.shape[1]
+
     def inputs(self, items: Tensor, tasks: Tensor) -> Tensor:
         """Return model inputs (..., *shape) of items (...) as the tasks (...) show them."""
-        flat = self.x[items]
+        flat = self.x.index_select(0, items.reshape(-1))
         if self.permutations is not None:
-            flat = flat.gather(-1, self.permutations[tasks])
-        return (flat.to(self.dtype) * self.scale + self.shift).view(*items.shape, *self.shape)
+            flat = flat.gather(-1, self.permutations[tasks.reshape(-1)])
+        flat = flat.to(self.dtype)  # a copy already: it is changed in place
+        if self.scale != 1:
+            flat.mul_(self.scale)
+        if self.shift:
+            flat.add_(self.shift)
+        return flat.view(*items.shape, *self.shape)
 
     def mask(self, tasks: Tensor) -> Tensor:
         """Return what is added to the logits: (..., classes), or (..., 1) zeros where nothing is masked."""

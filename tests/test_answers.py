@@ -99,9 +99,7 @@ def trained(
     after: Tensor, weights: list[float], max_norm: float | None = None, shared: Tensor | None = None
 ) -> Trained:
     return Trained(
-        before=torch.tensor([1.0, 2.0]),
-        after=after,
-        shared=torch.ones(2) if shared is None else shared,
+        update=(after - torch.tensor([1.0, 2.0])) * (torch.ones(2) if shared is None else shared),
         weights=torch.tensor(weights),
         max_norm=max_norm,
     )

@@ -26,9 +26,7 @@ CONTROL = "scaffold.own"  # a client's control variate in its record
 class Trained:
     """What local training of k clients leaves behind for the statistics."""
 
-    before: Tensor  # (P,) the global model
-    after: Tensor  # (k, P) the clients' models
-    shared: Tensor  # (P,) 1 where a parameter is shared, 0 where it is personal
+    update: Tensor  # (k, P) the clients' models less the global one; 0 where a parameter is personal
     weights: Tensor  # (k,) weight of each answer: samples or 1
     max_norm: float | None
     added: Tensors = field(default_factory=dict)  # (k, n) what the visit has added to what clients keep, by name
@@ -39,8 +37,11 @@ def delta(trained: Trained) -> Tensor:
 
     Personal parameters are left at 0; an update longer than `max_norm` is scaled down to it.
     """
-    update = clip_rows((trained.after - trained.before) * trained.shared, trained.max_norm)
-    return torch.cat([update * trained.weights[:, None], trained.weights[:, None]], dim=1)
+    update, weights = clip_rows(trained.update, trained.max_norm), trained.weights[:, None]
+    rows = update.new_empty(len(update), update.shape[1] + 1)
+    torch.mul(update, weights, out=rows[:, :-1])
+    rows[:, -1:] = weights
+    return rows
 
 
 def control(trained: Trained) -> Tensor:
@@ -60,7 +61,8 @@ TASK_STATISTICS: dict[str, Callable[[Case], Tensor]] = {
 
 def answer_rows(names: Sequence[str], trained: Trained) -> Tensor:
     """Return (k, A): the named statistics of the training of each client, in order."""
-    return torch.cat([STATISTICS[name](trained) for name in names], dim=1)
+    rows = [STATISTICS[name](trained) for name in names]
+    return torch.cat(rows, dim=1) if len(rows) > 1 else rows[0]
 
 
 def task_answer(names: Sequence[str], case: Case) -> Tensor:

@@ -78,6 +78,23 @@ class Stream:
         start, stop = self.spans(np.array([client]), np.array([task]), np.array([clock]))
         return int(start[0]), int(stop[0])
 
+    def visited(self, clients: Ints, tasks: Ints, starts: Ints, stops: Ints) -> tuple[Ints, Ints]:
+        """Return the items of several visits (see `items`) and the task of each, (k, w) both, 0 behind the shorter."""
+        lengths = stops - starts
+        width = max(1, int(lengths.max(initial=0)))
+        inside = np.arange(width) < lengths[:, None]
+        items, shown = np.zeros(inside.shape, np.int64), np.zeros(inside.shape, np.int64)
+        if not (tasks == ALL_TASKS).any():
+            place = (self.train.start[clients, tasks] + starts)[:, None] + np.arange(width)
+            items[inside] = self.train.items[place[inside]]
+            shown[inside] = np.broadcast_to(tasks[:, None], inside.shape)[inside]
+            return items, shown
+        columns = (clients.tolist(), tasks.tolist(), starts.tolist(), stops.tolist())
+        for row, visit in enumerate(zip(*columns, strict=True)):
+            own, task = self.items(*visit)
+            items[row, : len(own)], shown[row, : len(own)] = own, task
+        return items, shown
+
     def items(self, client: int, task: int, start: int, stop: int) -> tuple[Ints, Ints]:
         """Return training items [start:stop] of a cell and the task id of each, both (stop - start,).
 

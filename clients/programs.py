@@ -1,0 +1,154 @@
+"""A local step, recorded once and played again: the same operations without autograd and vmap around them; or compiled.
+
+What PyTorch's eager `vmap` and autograd cost a stack of small models is not the arithmetic but their bookkeeping in
+Python, anew in every step. So a step that comes by again and again in one form (names, shapes, number of clients) is
+traced into the list of plain tensor operations that it is made of (`make_fx`), and that list is played from then on.
+It is played only if it gives the same bits as the step itself on the batch on which it was recorded. So it never
+matters, to any result, when or in which process a step was recorded; only how fast it is.
+
+`engine.compile` lets PyTorch's compiler fuse the operations of a full stack as well. That gives other roundings, so it
+is part of the configuration, and such a step is never taken in any other way.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree
+
+from clients.graphs import tidied
+from clients.lift import Lift
+from clients.losses import Anchors, Batch
+from clients.step import Moving, Step, Told
+
+PLAYED_AFTER = 24  # steps of one form before it is recorded: to record takes as long as some fifty eager steps
+Flat = Callable[..., list[Tensor]]
+Take = Callable[[Tensor, Batch], Told]  # count (k,), batch
+Form = tuple[Any, ...]
+
+
+@dataclass
+class Programs:
+    """What this process has recorded, by form; None: cannot be recorded, or gives other bits."""
+
+    compile: int = 0  # stacks of so many clients are compiled; 0: none
+    known: dict[Form, Flat | None] = field(default_factory=dict)
+    seen: dict[Form, int] = field(default_factory=dict)
+
+    def segment(self, step: Step, lifted: Lift, moving: Moving, anchors: Anchors) -> Take:
+        """Return how to take the steps of a segment, in which the same clients train."""
+        if not lifted.recordable:
+            return lambda count, batch: step(lifted, moving, count, batch, anchors)
+        return Segment(self, step, lifted, moving, anchors)
+
+
+class Segment:
+    """Steps of one form: taken as they are, or from the record."""
+
+    def __init__(self, programs: Programs, step: Step, lifted: Lift, moving: Moving, anchors: Anchors) -> None:
+        self._programs, self._step, self._lifted = programs, step, lifted
+        self._moving, self._anchors = moving, anchors
+        self._before, self._behind = list(_leaves(moving)), list(_leaves(anchors))
+        self._form: Form | None = None
+        self._play: Flat | None = None
+
+    def __call__(self, count: Tensor, batch: Batch) -> Told:
+        """Take the next step."""
+        if self._play is None:
+            return self._first(count, batch)
+        with torch.no_grad():
+            return self._named(self._play(*self._before, count, *_leaves(batch), *self._behind))
+
+    def _first(self, count: Tensor, batch: Batch) -> Told:
+        """Take a step that is not recorded yet, and record it if its time has come."""
+        known, seen = self._programs.known, self._programs.seen
+        if self._form is None:
+            self._form = (self._step, *_form((self._moving, count, batch, self._anchors)))
+            self._play = known.get(self._form)
+            if self._play is not None:
+                return self(count, batch)
+        compiled = self._programs.compile == len(self._moving.weights)
+        if self._form not in known:
+            seen[self._form] = seen.get(self._form, 0) + 1
+            if compiled or seen[self._form] >= PLAYED_AFTER:
+                self._play = known[self._form] = self._recorded(count, batch, compiled)
+                if self._play is not None:
+                    return self(count, batch)
+        return self._step(self._lifted, self._moving, count, batch, self._anchors)
+
+    def _named(self, found: list[Tensor]) -> Told:
+        names = self._step.terms
+        return Told(dict(zip(names, found, strict=False)), found[len(names)], found[len(names) + 1])
+
+    def _recorded(self, count: Tensor, batch: Batch, compiled: bool) -> Flat | None:
+        """Record a step; None where that is impossible or what is played differs from the step itself.
+
+        A compiled one may differ by roundings.
+
+        Raises:
+            RuntimeError: a step that must be compiled cannot be.
+        """
+        inputs, tree = _pytree.tree_flatten((self._moving, count, batch, self._anchors))
+
+        def flat(*given: Tensor) -> list[Tensor]:
+            moving, number, items, held = _pytree.tree_unflatten(list(given), tree)
+            return list(_leaves(self._step(self._lifted, moving, number, items, held)))
+
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of PyTorch about its own tracing
+                traced = tidied(make_fx(flat)(*_copies(inputs)), turn=compiled)
+                play: Flat = torch.compile(traced, dynamic=False) if compiled else traced.forward
+            one, other = _copies(inputs), _copies(inputs)
+            with torch.no_grad():
+                pairs = zip([*flat(*one), *one], [*play(*other), *other], strict=True)
+                same = all(_close(*pair) if compiled else _same_bits(*pair) for pair in pairs)
+        except Exception as error:  # a loss that looks at numbers cannot be recorded: it is run as it is, as before
+            if compiled:
+                raise RuntimeError(f"engine.compile = true: the step cannot be compiled: {error}") from error
+            return None
+        if compiled and not same:
+            raise RuntimeError("engine.compile = true: the compiled step differs from the step by more than roundings")
+        return play if same else None
+
+
+def _copies(tensors: list[Tensor]) -> list[Tensor]:
+    """Return copies that lie as the tensors do, so that a trial changes nothing."""
+    copies = []
+    for each in tensors:
+        copy = torch.empty_strided(each.shape, each.stride(), dtype=each.dtype, device=each.device)
+        copies.append(copy.copy_(each.detach()) if 0 not in each.stride() else each.detach())
+    return copies
+
+
+def _leaves(tree: Any) -> Iterator[Tensor]:
+    """Yield the tensors of nested dicts and tuples in the order of `_pytree`, in a fraction of its time."""
+    if isinstance(tree, Tensor):
+        yield tree
+    else:
+        for each in tree.values() if isinstance(tree, dict) else tree:
+            yield from _leaves(each)
+
+
+def _form(tree: Any) -> Form:
+    """Return names, shapes, strides and kinds of the tensors in a tree: what steps of one record have in common."""
+    if isinstance(tree, Tensor):
+        return (tree.shape, tree.stride(), tree.dtype, tree.device)
+    if isinstance(tree, dict):
+        return tuple((name, _form(each)) for name, each in tree.items())
+    return tuple(_form(each) for each in tree)
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors are equal, NaN to NaN too."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return bool(((one == other) | ((one != one) & (other != other))).all())
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.allclose(one, other, rtol=1e-3, atol=1e-5, equal_nan=True)
