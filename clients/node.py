@@ -217,7 +217,8 @@ def _answer(
     if type(order) is not kind:
         raise wire.BadMessage(f"a {type(order).__name__} came where a {kind.__name__} belongs")
     if order.folder and settings.get(SHARES_FOLDER):
-        return wire.encode(carry_out(site.site(wire.text(content, "config")), order, PackStore(Path(order.folder))))
+        here = site.site(wire.text(content, "config"))
+        return wire.answering(content, carry_out(here, order, PackStore(Path(order.folder))))
     federation, clients = order.federation[: incoming.LONGEST], order.clients.tolist()
     said |= {"federation": federation, "round": order.round, "clients": clients}
     with _scenario(content, settings, policy) as text:

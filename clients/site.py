@@ -25,6 +25,7 @@ from fedcl.keys import Purpose
 from fedcl.models import personal_names
 from fedcl.models.dropout import Dropout
 from fedcl.orders import ConsolidateOrder, TrainOrder
+from fedcl.process import settle
 from fedcl.source import Source, source
 from fedcl.streams import Stream
 from fedcl.world import scenario_of, world
@@ -234,7 +235,7 @@ def make_site(text: str, stream: Stream | None = None, secret: bytes | None = No
     Args:
         secret: the node's own; None: a simulated node's.
     """
-    torch.set_num_threads(1)  # the bits must not depend on the machine's cores; more workers use more cores
+    settle()
     scenario, stream = (scenario_of(text), stream) if stream else world(text)
     return Site(scenario, stream, secret or hidden.of_seed(scenario.seed))
 

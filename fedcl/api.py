@@ -16,6 +16,7 @@ from fedcl.engine import choice
 from fedcl.errors import ConfigError, FederationError
 from fedcl.interrupt import STOPPED, Stopped, listening
 from fedcl.journal import read_events
+from fedcl.process import settle
 from fedcl.streams import Stream
 from fedcl.world import as_text, world
 
@@ -131,11 +132,9 @@ def resume(directory: Path | str, *, command: str = "", listeners: Sequence[List
 
 def _go(scenario: Scenario, folder: Path, command: str, listeners: Sequence[Listener]) -> Outcome:
     """Start the engine and hand it to the ServerApp."""
-    import torch
-
     from fedcl.engine import flower
 
-    torch.set_num_threads(1)  # the bits must not depend on the machine's cores
+    settle()
     tokens = rundir.LISTENERS.set(tuple(listeners)), rundir.COMMAND.set(command)
     code, message, grid = 0, "", None
     try:

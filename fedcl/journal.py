@@ -70,9 +70,12 @@ def to_json(value: Any, indent: int | None = None) -> str:
     Raises:
         ValueError: a number is NaN or infinite, which JSON cannot say; names its key. An absent figure is None.
     """
-    for key, number in _non_finite(value, ""):
-        raise ValueError(f"{key or 'the value'} = {number}: must be finite to be written as JSON")
-    return json.dumps(value, allow_nan=False, indent=indent)
+    try:
+        return json.dumps(value, allow_nan=False, indent=indent)
+    except ValueError:
+        for key, number in _non_finite(value, ""):
+            raise ValueError(f"{key or 'the value'} = {number}: must be finite to be written as JSON") from None
+        raise
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -48,6 +48,17 @@ class BadMessage(FederationError):
     """A message that is not what it should be."""
 
 
+class Plain(RecordDict):
+    """An order or a reply that stays in this process, as it is: what a local grid carries needs no envelope.
+
+    Nothing that comes from elsewhere is ever one of these.
+    """
+
+    def __init__(self, message: Order | Reply, **extra: str) -> None:
+        super().__init__()
+        self.message, self.extra = message, extra
+
+
 def pack(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
     """Return named arrays as an ArrayRecord of raw bytes."""
     raw = {
@@ -116,12 +127,19 @@ def encode(message: Order | Reply, weights: ArrayRecord | None = None, **extra: 
     return RecordDict({"arrays": pack(arrays), "facts": _config(facts), **tables})
 
 
+def answering(asked: RecordDict, reply: Reply) -> RecordDict:
+    """Return a reply in the form in which its order came."""
+    return Plain(reply) if isinstance(asked, Plain) else encode(reply)
+
+
 def decode(record: RecordDict) -> Any:
     """Return the order or reply of a RecordDict.
 
     Raises:
         BadMessage: a field is missing, has another type, or does not fit the others.
     """
+    if isinstance(record, Plain):
+        return record.message
     facts = _facts(record)
     cls = KINDS.get(str(facts.get("kind")))
     if cls is None:
@@ -160,7 +178,7 @@ def size(record: RecordDict) -> tuple[int, int]:
 
 def text(record: RecordDict, name: str) -> str:
     """Return a text that travels beside an order."""
-    value = _facts(record).get(name)
+    value = record.extra.get(name) if isinstance(record, Plain) else _facts(record).get(name)
     if not isinstance(value, str):
         raise BadMessage(f"a message without {name!r}")
     return value

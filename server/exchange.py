@@ -2,16 +2,16 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
-from flwr.app import ArrayRecord, Message
+from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedcl import wire
 from fedcl.interrupt import StopRequest
-from fedcl.orders import ClientError, Order, Reply
+from fedcl.orders import Array, ClientError, Order, Reply
 
 R = TypeVar("R", bound=Reply)
 COLUMNS, LONGEST = 64, 100  # of a reply's table: columns, and letters of their names
@@ -58,9 +58,20 @@ def silence(message: Message | None) -> tuple[str, str]:
     return (reason.strip().splitlines() or ["no reason given"])[-1][:SENTENCE], reason
 
 
-def post(kind: str, order: Order, node: int, weights: ArrayRecord | None, config: str) -> Message:
-    """Return an order as the message of a kind to a node, by Flower's id; messages of an exchange share the weights."""
-    return Message(wire.encode(order, weights, config=config), node, kind)
+def post(
+    grid: Grid, kind: str, orders: Sequence[tuple[Order, int]], weights: Callable[[], Array] | None, config: str
+) -> list[Message]:
+    """Return orders as messages of a kind, each to a node by Flower's id; all share the weights.
+
+    Args:
+        weights: makes (P,), called once; None: none are sent along.
+    """
+    if getattr(grid, "local", False):  # nothing leaves this process but by Ray's own means
+        flat = weights() if weights else None
+        given = [(order if flat is None else replace(order, weights=flat), node) for order, node in orders]
+        return [Message(wire.Plain(order, config=config), node, kind) for order, node in given]
+    packed = wire.pack({"weights": weights()}) if weights else None
+    return [Message(wire.encode(order, packed, config=config), node, kind) for order, node in orders]
 
 
 @dataclass(frozen=True)
@@ -113,7 +124,10 @@ def _misfit(reply: Any, order: Order, kind: type[Reply]) -> str | None:
     """Return why a reply is none to this order, None if it is one; it may leave clients out."""
     if not isinstance(reply, kind) or (reply.round, reply.cohort) != (order.round, order.cohort):
         return f"it is not the answer of cohort {order.cohort} in round {order.round}"
-    if not np.isin(reply.clients, order.clients).all() or len(np.unique(reply.clients)) != len(reply.clients):
+    others = not np.array_equal(reply.clients, order.clients)
+    if others and not (
+        np.isin(reply.clients, order.clients).all() and len(np.unique(reply.clients)) == len(reply.clients)
+    ):
         return "it covers clients that were not asked, or one twice"
     failed = [each.client for each in reply.errors]
     if len(set(failed)) != len(failed) or not set(failed) <= set(order.clients.tolist()) - set(reply.clients.tolist()):

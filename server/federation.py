@@ -12,11 +12,10 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 import numpy as np
-from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from fedcl import config, models, plan, rundir, wire
+from fedcl import config, models, plan, rundir
 from fedcl.answers import Layout, Tensors, answer_layout
 from fedcl.config import Scenario
 from fedcl.digest import digest
@@ -292,9 +291,10 @@ class Federation:
             failed: is told of each client that has no part in a reply; default: the journal is.
             weights: whether the global model is sent along.
         """
-        packed, roster = self.pack_weights(state) if weights else None, self.roster
-        nodes = [roster.ids[roster.nodes[order.clients[0]]] for order in orders]
-        messages = [post(kind, order, node, packed, self.text) for order, node in zip(orders, nodes, strict=True)]
+        roster = self.roster
+        addressed = [(order, roster.ids[roster.nodes[order.clients[0]]]) for order in orders]
+        flat = (lambda: self.parameters.flatten(state.weights).numpy()) if weights else None
+        messages = post(self.grid, kind, addressed, flat, self.text)
         missing: dict[str, int] = {}
         replies = exchange(self.grid, messages, self.scenario.server.deadline, self.stop, missing)
         for order, message in zip(orders, replies, strict=True):
@@ -317,10 +317,6 @@ class Federation:
         """The clients that are measured on their own test items: a keyed fixed sample, ascending."""
         everyone = np.arange(self.scenario.stream.clients)
         return sample(everyone, self.scenario.evaluate.clients, self.scenario.seed)
-
-    def pack_weights(self, state: State) -> ArrayRecord:
-        """Return the weights as the one record that all messages of an exchange share."""
-        return wire.pack({"weights": self.parameters.flatten(state.weights).numpy()})
 
     def records(self, state: State, clients: Ints) -> dict[str, Any]:
         """Return the fields of an order that say who asks, and which record of each client is meant.

@@ -13,6 +13,7 @@ from fedcl.engine import flower
 class LocalGrid(Grid):
     """A Flower Grid over this machine or its cluster."""
 
+    local = True  # messages stay in this process: they need not be encoded
     _run: flower.Run
 
     def __init__(self) -> None:

@@ -26,13 +26,12 @@ from fedcl.errors import FederationError
 from fedcl.fingerprint import fingerprint
 from fedcl.interrupt import Stopped
 from fedcl.orders import Order, Reply
+from fedcl.process import ALLOCATOR, ONE_THREAD
 from fedcl.streams import Stream
 
 CALLS_PER_WORKER = 2
 PAUSE = 0.1  # seconds before a worker that is still down is asked again
 DEATHS = 3  # a cohort that takes this many workers with it is given up
-# One thread a worker: more workers use more cores, and the bits do not depend on the machine.
-ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +97,9 @@ class RayGrid(LocalGrid):
         self._ray, self._clients = ray, stream.timeline.order.shape[0]
         self._stream = ray.put(stream)
         actor = ray.remote(Worker).options(
-            num_cpus=1, num_gpus=gpus, max_restarts=-1, max_task_retries=0, runtime_env={"env_vars": ENVIRONMENT}
-        )
+            num_cpus=1, num_gpus=gpus, max_restarts=-1, max_task_retries=0,
+            runtime_env={"env_vars": {**ONE_THREAD, **ALLOCATOR}},
+        )  # fmt: skip
         self._workers = [actor.remote(config) for _ in range(workers)]
         self._idle, self._queue = deque(self._workers), deque[Call]()
         self._running: dict[Any, tuple[Any, Call | None]] = {}  # no call: a worker that is being started anew
@@ -122,7 +122,7 @@ class RayGrid(LocalGrid):
                 self._ready.append(Message(wire.hello(np.arange(self._clients), own), reply_to=message))
                 continue
             order: Order = wire.decode(message.content)
-            weights = id(message.content.array_records["weights"])
+            weights = id(order.weights if isinstance(message.content, wire.Plain) else message.content["weights"])
             if weights not in shared:
                 shared[weights] = (self._ray.put(order.weights), [])
             shared[weights][1].append((message, replace(order, weights=EMPTY)))
@@ -171,7 +171,7 @@ class RayGrid(LocalGrid):
             if isinstance(reply, str):
                 self._give_up((message,), reply)
             else:
-                self._ready.append(Message(wire.encode(reply), reply_to=message))
+                self._ready.append(Message(wire.Plain(reply), reply_to=message))
 
     def _repeat(self, call: Call, error: Exception) -> None:
         """Queue the cohorts of a worker that died again, one a call, in the same form."""
