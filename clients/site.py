@@ -15,6 +15,7 @@ from clients.gradients import Transform
 from clients.gradients.clip import ClipNorm
 from clients.losses import Keeper, Kept, Regulariser
 from clients.memories import Ints, Memory
+from clients.programs import Programs
 from clients.records import record_dtype
 from clients.trainer import Stepwise, Trainer
 from clients.visits import Steps
@@ -67,6 +68,7 @@ class Site:
             classes=classes,
             personal=personal_names(self.scenario.model, dict(module.named_parameters())),
             path=self.path,
+            programs=Programs(compile=self.stack if self.scenario.engine.compile else 0),
         )
 
     @cached_property
@@ -83,7 +85,7 @@ class Site:
     def stack(self) -> int:
         """Clients trained together."""
         stack = self.scenario.engine.stack
-        return self.scenario.engine.cohort if stack == "auto" else stack
+        return self.scenario.engine.clients if stack == "auto" else stack
 
     @cached_property
     def memory(self) -> Memory | None:

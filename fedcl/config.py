@@ -95,17 +95,25 @@ class ServerConfig(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig(Settings):
-    """Where the clients run. Only cohort, stack and device have a part in the arithmetic."""
+    """Where the clients run. Only cohort, stack, device and compile have a part in the arithmetic."""
 
     kind: Literal["auto", "ray", "inline"] = setting(
         "auto", "ray, or inline in this process; auto: ray if it has a use"
     )
     workers: int | Literal["auto"] = setting("auto", "Ray workers; auto: one a core (or a GPU share)", low=1)
     gpus_per_worker: float | Literal["auto"] = setting("auto", "GPUs of a worker, a fraction shares one", low=0)
-    cohort: int = setting(32, "clients in one unit of scheduling, reply and summation", low=1, high=100_000)
+    cohort: int | Literal["auto"] = setting(
+        "auto", "clients in one unit of scheduling, reply and summation", low=1, high=100_000
+    )
     stack: int | Literal["auto"] = setting("auto", "clients trained with stacked parameters; 1: one by one", low=1)
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "where the workers compute; auto: cuda if there is one")
+    compile: bool = setting(False, "fuse the steps of full stacks by PyTorch's compiler: seconds to begin with")
     address: str | None = setting(None, "address of an existing Ray cluster ('auto' finds one on this machine)")
+
+    @property
+    def clients(self) -> int:
+        """Clients of a cohort, where nobody has settled "auto" (`fedcl.engine.choice`): on real nodes."""
+        return 32 if self.cohort == "auto" else self.cohort
 
 
 @dataclass(frozen=True, kw_only=True)

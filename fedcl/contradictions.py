@@ -31,7 +31,7 @@ def problems(s: "Scenario") -> Iterator[str]:
     yield from _unshared(s)
     yield from _bent(s)
     yield from _elsewhere(s)
-    if isinstance(s.engine.stack, int) and s.engine.stack > s.engine.cohort:
+    if isinstance(s.engine.stack, int) and isinstance(s.engine.cohort, int) and s.engine.stack > s.engine.cohort:
         yield f"engine.stack = {s.engine.stack}: must be at most engine.cohort = {s.engine.cohort}"
 
 

@@ -250,7 +250,7 @@ class Federation:
 
     def cohorts(self, clients: Ints) -> list[Ints]:
         """Cut clients into parts of one node each, at most a cohort long; returns positions in `clients`."""
-        nodes, size = self.roster.nodes[clients], self.scenario.engine.cohort
+        nodes, size = self.roster.nodes[clients], self.scenario.engine.clients
         each_node = [np.flatnonzero(nodes == node) for node in np.unique(nodes)]
         return [own[begin : begin + size] for own in each_node for begin in range(0, len(own), size)]
 
@@ -358,7 +358,7 @@ class Federation:
         """Cut the clients of a round into cohorts."""
         client = self.scenario.client
         return plan.plan_round(
-            self.stream, round, state.visits, chosen, self.roster.nodes, cohort=self.scenario.engine.cohort,
+            self.stream, round, state.visits, chosen, self.roster.nodes, cohort=self.scenario.engine.clients,
             epochs=client.epochs, batch=client.batch, joint=self.scenario.stream.joint,
         )  # fmt: skip
 

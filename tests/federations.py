@@ -148,7 +148,7 @@ class Clients:
             chosen = plan.available(stream, number, visits, joint=settings.stream.joint)
             total = np.zeros(self.site.answer.size, weights.dtype)
             for cohort in plan.plan_round(
-                stream, number, visits, chosen, np.zeros_like(visits), cohort=settings.engine.cohort,
+                stream, number, visits, chosen, np.zeros_like(visits), cohort=settings.engine.clients,
                 epochs=settings.client.epochs, batch=settings.client.batch, joint=settings.stream.joint,
             ):  # fmt: skip
                 total += self.carry_out(weights, number, cohort.clients, cohort.tasks, cohort.clocks).total

@@ -3,6 +3,7 @@
 A run never times itself into another result.
 """
 
+import math
 import os
 from dataclasses import replace
 from typing import Literal
@@ -17,6 +18,10 @@ from fedcl.world import as_text, world
 
 # A dense net beyond this many parameters gains nothing from stacking on a CPU; convolutions lose.
 STACKED_PARAMETERS = 200_000
+STACK = 64  # clients: beyond that the stack leaves the caches, and the work around a step is small already
+COHORTS, COHORTS_ALONE = 8, 64  # that a round is cut into: stacked clients are small, others are worth a worker each
+MOST_STACKS = 16  # of a cohort: what is lost with a worker
+INLINE = 128  # clients of a round that are trained in this process, where nobody says otherwise
 
 
 def device(scenario: Scenario) -> Literal["cpu", "cuda"]:
@@ -34,23 +39,44 @@ def device(scenario: Scenario) -> Literal["cpu", "cuda"]:
 
 
 def stack(scenario: Scenario, stream: Stream, device: str) -> int:
-    """Return how many clients are trained with stacked parameters, by model kind, size and device."""
-    engine = scenario.engine
+    """Return how many clients are trained with stacked parameters, by model kind, size and device.
+
+    Stacks of nearly equal size: no round has a short last one.
+    """
+    engine, asked = scenario.engine, _asked(scenario)
     if isinstance(engine.stack, int):
         return engine.stack
     data = stream.dataset
     module = fedcl.models.make(scenario.model, tuple(data.x.shape[1:]), data.classes, scenario.seed)
     convolutional = any(isinstance(each, nn.Conv1d | nn.Conv2d | nn.Conv3d) for each in module.modules())
     large = sum(each.numel() for each in module.parameters()) > STACKED_PARAMETERS
-    asked = scenario.server.clients_per_round or scenario.stream.clients
-    return 1 if device == "cpu" and (convolutional or large) else min(engine.cohort, asked)
+    if device == "cpu" and (convolutional or large):
+        return 1
+    most = min(asked, STACK if isinstance(engine.cohort, str) else engine.cohort)
+    return math.ceil(asked / math.ceil(asked / most))
+
+
+def cohort(scenario: Scenario, stack: int) -> int:
+    """Return how many clients a cohort has: whole stacks, and enough cohorts that many workers have work."""
+    if isinstance(scenario.engine.cohort, int):
+        return scenario.engine.cohort
+    asked = _asked(scenario)
+    if stack == 1:
+        return math.ceil(asked / COHORTS_ALONE)
+    return stack * min(MOST_STACKS, math.ceil(asked / COHORTS / stack))
+
+
+def _asked(scenario: Scenario) -> int:
+    """Return how many clients a round asks."""
+    return scenario.server.clients_per_round or scenario.stream.clients
 
 
 def resolve(scenario: Scenario) -> tuple[Scenario, Stream]:
     """Replace every "auto" that has a part in the arithmetic by its value; return the stream that was built for it."""
     _, stream = world(as_text(scenario))
     chosen = device(scenario)
-    engine = replace(scenario.engine, device=chosen, stack=stack(scenario, stream, chosen))
+    together = stack(scenario, stream, chosen)
+    engine = replace(scenario.engine, device=chosen, stack=together, cohort=cohort(scenario, together))
     scenario = replace(scenario, engine=engine)
     return scenario, stream
 
@@ -78,5 +104,4 @@ def kind(scenario: Scenario) -> str:
     engine = scenario.engine
     if engine.kind != "auto":
         return engine.kind
-    asked = scenario.server.clients_per_round or scenario.stream.clients
-    return "ray" if engine.address or (workers(scenario)[0] > 1 and asked > 4 * engine.cohort) else "inline"
+    return "ray" if engine.address or (workers(scenario)[0] > 1 and _asked(scenario) > INLINE) else "inline"
