@@ -1,11 +1,14 @@
 """The command `fedcl bench`."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from fedcl.errors import ConfigError
+
+WIDTH = 120  # of the table where nobody reads along
 
 
 def _names(text: str | None) -> list[str]:
@@ -45,11 +48,12 @@ def bench(
     from rich.console import Console
 
     from fedcl.bench import runner
+    from fedcl.bench.machine import installed
     from fedcl.bench.table import table
     from fedcl.journal import write_json
 
     asked = runner.cases(_names(workload), _numbers(clients), _names(against), rounds, overrides or ())
-    if not against and runner.installed("pfl") is None:
+    if not against and installed("pfl") is None:
         typer.echo("fedcl: note: pfl is left out, as it is not installed; pip install 'fedcl[bench]'", err=True)
     found: dict[str, Any] = {}
 
@@ -60,5 +64,5 @@ def bench(
 
     with Console(stderr=True).status("") as status:
         runner.bench(asked, pairs=pairs, note=status.update, done=done)
-    Console(highlight=False).print(table(found["results"]))
+    Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH).print(table(found["results"]))
     return 0

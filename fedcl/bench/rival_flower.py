@@ -5,6 +5,7 @@ many as our workers. The rest is what Flower's tutorials write, but that an acto
 """
 
 import logging
+import time
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -67,13 +68,14 @@ class Chosen(FedAvg):
         super().__init__(fraction_evaluate=0.0)
         self.rounds, self.path, self.watch = rounds, path, watch
         self.updates: list[int] = []
+        self.nodes: list[int] = []
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Return one message for each client of the round."""
-        nodes = sorted(grid.get_node_ids())
         if server_round == 1:
+            self.nodes = sorted(grid.get_node_ids())
             self.watch.begin()
         return [
             Message(
@@ -83,7 +85,7 @@ class Chosen(FedAvg):
                         **config, "server-round": server_round, "place": place, "spec": self.path,
                     }),
                 }),
-                nodes[visit.client],
+                self.nodes[visit.client],
                 MessageType.TRAIN,
             )
             for place, visit in enumerate(self.rounds[server_round - 1])
@@ -117,19 +119,19 @@ def run(spec: Spec, watch: Watch) -> Told:
     from flwr.simulation import run_simulation
 
     logging.getLogger("flwr").setLevel(logging.ERROR)
-    path = str(Path(spec.folder) / "flower.json")
-    spec.write(Path(path))
-    work, told = spec.loaded(), list[Told]()
-    strategy, server = Chosen(work.rounds, path, watch), ServerApp()
+    path = Path(spec.folder) / "flower.json"
+    spec.write(path)
+    work, server = spec.loaded(), ServerApp()
+    strategy, ended = Chosen(work.rounds, str(path), watch), list[Told | FederationError]()
 
     @server.main()
     def main(grid: Grid, context: Context) -> None:
         while len(list(grid.get_node_ids())) < spec.registered:
-            continue
-        first = ArrayRecord({name: torch.from_numpy(each) for name, each in work.weights.items()})
-        arrays = strategy.start(grid, first, num_rounds=len(work.rounds)).arrays
-        weights = {name: np.asarray(each) for name, each in arrays.to_torch_state_dict().items()}
-        told.append(Told(updates=strategy.updates, weights=weights, memory=peaks()))
+            time.sleep(0.05)
+        try:
+            ended.append(_trained(strategy, grid, work))
+        except FederationError as error:  # Flower would only log it
+            ended.append(error)
 
     quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
     backend = {
@@ -137,6 +139,15 @@ def run(spec: Spec, watch: Watch) -> Told:
         "init_args": {"num_cpus": spec.workers, **quiet},
     }
     run_simulation(server, app, num_supernodes=spec.registered, backend_config=backend)  # type: ignore[arg-type]
-    if not told:
-        raise FederationError("flower: the simulation has ended without a result")
-    return told[0]
+    told = ended[0] if ended else FederationError("flower: the simulation has ended without a result")
+    if isinstance(told, FederationError):
+        raise told
+    return told
+
+
+def _trained(strategy: Chosen, grid: Grid, work: Work) -> Told:
+    """Train all rounds; memory is read while the actors are still up."""
+    first = ArrayRecord({name: torch.from_numpy(each) for name, each in work.weights.items()})
+    arrays = strategy.start(grid, first, num_rounds=len(work.rounds)).arrays
+    weights = {name: np.asarray(each) for name, each in arrays.to_torch_state_dict().items()}
+    return Told(updates=strategy.updates, weights=weights, memory=peaks())
