@@ -235,14 +235,14 @@ def test_other_weights_are_refused(tmp_path: Path) -> None:
         np.savez(files[-1]["weights"], w=np.array([0.0, value]))
     assert runner.agreement(CASE, files[0], files[2]) == pytest.approx(1e-5)
     for other in (files[1], files[3]):
-        with pytest.raises(FederationError, match=r"final weights differ by .* after 3 rounds"):
+        with pytest.raises(FederationError, match=r"final weights differ by .* after 2 rounds"):
             runner.agreement(CASE, files[0], other)
 
 
 def test_who_does_less_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A round with a missing update is no round."""
-    monkeypatch.setattr(runner, "launch", lambda name, spec: {"updates": [CLIENTS, CLIENTS, CLIENTS - 1]})
-    with pytest.raises(FederationError, match="fedcl aggregated 23 client updates of 24"):
+    monkeypatch.setattr(runner, "launch", lambda name, spec: {"updates": [CLIENTS, CLIENTS - 1]})
+    with pytest.raises(FederationError, match="fedcl aggregated 15 client updates of 16"):
         runner.compare(CASE, 1, lambda text: None)
 
 

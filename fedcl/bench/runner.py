@@ -21,7 +21,8 @@ from fedcl.bench.workloads import AGAINST, PLAIN, POPULATION, WARM
 from fedcl.engine.choice import workers
 from fedcl.errors import ConfigError, FederationError, nearest
 
-CHECKED = 3  # rounds after which weights must agree: float32 in another order drifts apart with every step
+# Rounds after which weights must agree. Not more: training makes rounding grow, in the cnn some thirtyfold a round.
+CHECKED = 2
 TOLERANCE = 1e-4
 Told = dict[str, Any]
 Listener = Callable[[str], None]
@@ -130,9 +131,11 @@ def compare(case: Case, pairs: int, note: Listener) -> dict[str, Any]:
         FederationError: a process has failed, or both do not come to the same weights.
     """
     with TemporaryDirectory(prefix="fedcl-bench-", ignore_cleanup_errors=True) as folder:
-        note(f"{case.title}: do both do the same?")
-        short = replace(case, rounds=CHECKED)
-        difference = agreement(case, *_pair(short, _prepared(short, Path(folder)), Path(folder) / "check"))
+        difference = None
+        if case.same_steps:
+            note(f"{case.title}: do both do the same?")
+            short = replace(case, rounds=CHECKED)
+            difference = agreement(case, *_pair(short, _prepared(short, Path(folder)), Path(folder) / "check"))
         work, told = _prepared(case, Path(folder)), []
         for pair in range(pairs):
             note(f"{case.title}: pair {pair + 1} of {pairs}")
@@ -165,14 +168,12 @@ def _pair(case: Case, work: Work, folder: Path) -> tuple[Told, Told]:
     return told[0], told[1]
 
 
-def agreement(case: Case, ours: Told, theirs: Told) -> float | None:
-    """Return the largest difference of a final weight; None where the two are different methods.
+def agreement(case: Case, ours: Told, theirs: Told) -> float:
+    """Return the largest difference of a final weight.
 
     Raises:
         FederationError: it is more than rounding.
     """
-    if not case.same_steps:
-        return None
     with np.load(ours["weights"]) as one, np.load(theirs["weights"]) as other:
         difference = max(float(np.abs(one[name] - other[name]).max()) for name in one.files)
     if not difference <= TOLERANCE:
