@@ -62,7 +62,11 @@ def bench(
         if out:
             write_json(out, so_far)
 
-    with Console(stderr=True).status("") as status:
-        runner.bench(asked, pairs=pairs, note=status.update, done=done)
-    Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH).print(table(found["results"]))
+    try:
+        with Console(stderr=True).status("") as status:
+            runner.bench(asked, pairs=pairs, note=status.update, done=done)
+    finally:  # what was measured before a failure counts
+        if found:
+            width = None if sys.stdout.isatty() else WIDTH
+            Console(highlight=False, width=width).print(table(found["results"]))
     return 0
