@@ -21,7 +21,7 @@ from fedcl.bench.workloads import AGAINST, PLAIN, POPULATION, WARM
 from fedcl.engine.choice import workers
 from fedcl.errors import ConfigError, FederationError, nearest
 
-# Rounds after which weights must agree. Not more: training makes rounding grow, in the cnn some thirtyfold a round.
+# Rounds after which weights must agree: enough to see both select, shuffle and add up; training makes rounding grow.
 CHECKED = 2
 TOLERANCE = 1e-4
 Told = dict[str, Any]
