@@ -14,7 +14,7 @@ import click
 import typer
 from typer.core import TyperCommand
 
-from fedcl import __version__, cli_real
+from fedcl import __version__, cli_bench, cli_real
 from fedcl.certs import SERVER_DAYS
 from fedcl.errors import ConfigError, FederationError
 
@@ -343,6 +343,7 @@ def _certs(
 
 app.add_typer(cli_real.server, name="server")
 app.command("client")(cli_real.client)
+app.command("bench")(cli_bench.bench)
 
 
 def _complain(message: object) -> None:
