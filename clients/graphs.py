@@ -49,14 +49,16 @@ def _short(target: Any) -> Any:
 
 def _acts(node: Node) -> bool:
     """Return whether an operation counts although nobody reads its result: it writes into a tensor."""
-    return node.op in ("placeholder", "output") or (node.op == "call_function" and _schema(node).is_mutable)
+    return node.op in ("placeholder", "output") or _writes(node)
 
 
 def _does_nothing(node: Node) -> bool:
     before = node.args[0].meta.get("val") if node.args and isinstance(node.args[0], fx.Node) else None
-    if before is None or node.target in _SAME:
-        return before is not None
-    after = node.meta["val"]
+    after = node.meta.get("val")
+    if not isinstance(before, Tensor) or not isinstance(after, Tensor):
+        return False
+    if node.target in _SAME:
+        return True
     if node.target is aten.mul.Scalar:  # the bias under vmap
         return bool(node.args[1] == 1 and after.dtype == before.dtype)
     return node.target in _SHAPED and bool(before.shape == after.shape and before.stride() == after.stride())
@@ -72,9 +74,9 @@ def _folded(traced: fx.GraphModule) -> None:
     """Put tensors that depend on shapes alone in the place of what computes them, where nothing is written to them."""
     constant: dict[Node, Tensor] = {}
     for node in list(traced.graph.nodes):
-        if node.op != "call_function" or _schema(node).is_mutable or not isinstance(node.meta.get("val"), Tensor):
+        if node.op != "call_function" or _writes(node) or not isinstance(node.meta.get("val"), Tensor):
             continue
-        if any(user.op == "call_function" and _schema(user).is_mutable for user in node.users):
+        if any(_writes(user) for user in node.users):
             continue
         if node.target in _CONSTANT:
             given = [_like(each) if isinstance(each, fx.Node) else each for each in node.args]
@@ -128,5 +130,7 @@ def _turns(left: Node, right: Node) -> bool:
     return torch.equal(torch.bmm(one, other).mT, torch.bmm(other.mT, one.mT))
 
 
-def _schema(node: Node) -> Any:
-    return node.target._schema
+def _writes(node: Node) -> bool:
+    """Return whether an operation writes into a tensor; `getitem`, of several results, does not."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and bool(schema.is_mutable)

@@ -24,7 +24,9 @@ Outcome = tuple[Tensor, tuple[Tensors, Tensor]]
 class Lift(Protocol):
     """How losses and transforms of one client run over the first k clients of a flat buffer (K, P)."""
 
-    recordable: bool  # whether its steps may be recorded (`clients.programs`)
+    @property
+    def pure(self) -> "Lift":
+        """The same without anything that changes behind a function's back: its steps can be recorded."""
 
     def parameters(self, weights: Tensor) -> Tensors:
         """Return the parameters whose numbers are weights (k, P), as leaves that gradients are taken of."""
@@ -55,13 +57,16 @@ class Embedding(nn.Module):
 class Alone:
     """K = 1: the module itself, its parameters being views of the buffer."""
 
-    recordable: bool = False  # its parameters are those of the module, which autograd knows by name
-
     def __init__(self, module: nn.Module, layout: Layout, buffer: Tensor) -> None:
-        self._module, self._embedding = module, Embedding(module)
+        self._module, self._layout, self._embedding = module, layout, Embedding(module)
         self._parameters: Tensors = dict(module.named_parameters())
         for name, view in layout.views(buffer[0]).items():
             self._parameters[name].data = view
+
+    @property
+    def pure(self) -> Lift:
+        """One client whose parameters are not those of the module."""
+        return Apart(self._module, self._layout)
 
     def parameters(self, weights: Tensor) -> Tensors:
         """Return the module's own parameters."""
@@ -70,12 +75,12 @@ class Alone:
     def losses(self, total: Total, parameters: Tensors, batch: Batch, anchors: Anchors) -> Outcome:
         """Call the loss on the one client, without lifting it."""
         single, own = _pytree.tree_map(lambda each: each[0], (batch, anchors.own))
-        loss, (terms, logits) = total(
-            Forward(self._module, parameters, single.noise, embed=self._embedding),
-            single,
-            Anchors(anchors.shared, own),
-        )
+        model = self._model(parameters, single.noise)
+        loss, (terms, logits) = total(model, single, Anchors(anchors.shared, own))
         return loss[None], ({name: term[None] for name, term in terms.items()}, logits[None])
+
+    def _model(self, parameters: Tensors, noise: Tensor) -> Forward:
+        return Forward(self._module, parameters, noise, embed=self._embedding)
 
     def stacked(self, tensors: Tensors) -> Tensors:
         """Put the client axis in front."""
@@ -87,14 +92,46 @@ class Alone:
         return self.stacked(call(*single))
 
 
+class Apart(Alone):
+    """K = 1 with parameters handed to the module at each call: slower, and a function of its arguments alone."""
+
+    def __init__(self, module: nn.Module, layout: Layout) -> None:
+        self._module, self._layout, self._embedding = module, layout, Embedding(module)
+
+    def parameters(self, weights: Tensor) -> Tensors:
+        """Return leaves (*shape) that share memory with the weights (1, P)."""
+        return {name: view.detach().requires_grad_() for name, view in self._layout.views(weights[0]).items()}
+
+    def _model(self, parameters: Tensors, noise: Tensor) -> Forward:
+        return called_with(self._module, self._embedding, parameters, noise)
+
+
+def called_with(module: nn.Module, embedding: nn.Module, parameters: Tensors, noise: Tensor) -> Forward:
+    """Return a module as it is with other parameters."""
+
+    def call(x: Tensor) -> Tensor:
+        logits: Tensor = functional_call(module, parameters, (x,))
+        return logits
+
+    def embed(x: Tensor) -> Tensor:
+        inner = {f"inner.{name}": each for name, each in parameters.items()}
+        features: Tensor = functional_call(embedding, inner, (x,))
+        return features
+
+    return Forward(call, parameters, noise, embed)
+
+
 class Stacked:
     """K > 1: stacked leaf parameters under vmap."""
-
-    recordable: bool = True
 
     def __init__(self, module: nn.Module, layout: Layout) -> None:
         self._module, self._layout = module, layout
         self._embedding = Embedding(module)
+
+    @property
+    def pure(self) -> Lift:
+        """Itself."""
+        return self
 
     def parameters(self, weights: Tensor) -> Tensors:
         """Return leaves (k, *shape) that share memory with the weights."""
@@ -104,17 +141,7 @@ class Stacked:
         """Call the loss under vmap."""
 
         def single(own_parameters: Tensors, own_batch: Batch, own: dict[str, Tensors]) -> Outcome:
-
-            def call(x: Tensor) -> Tensor:
-                logits: Tensor = functional_call(self._module, own_parameters, (x,))
-                return logits
-
-            def embed(x: Tensor) -> Tensor:
-                inner = {f"inner.{name}": each for name, each in own_parameters.items()}
-                features: Tensor = functional_call(self._embedding, inner, (x,))
-                return features
-
-            model = Forward(call, own_parameters, own_batch.noise, embed)
+            model = called_with(self._module, self._embedding, own_parameters, own_batch.noise)
             return total(model, own_batch, Anchors(anchors.shared, own))
 
         lifted: Outcome = torch.vmap(single, randomness="error")(parameters, batch, anchors.own)

@@ -41,8 +41,6 @@ class Programs:
 
     def segment(self, step: Step, lifted: Lift, moving: Moving, anchors: Anchors) -> Take:
         """Return how to take the steps of a segment, in which the same clients train."""
-        if not lifted.recordable:
-            return lambda count, batch: step(lifted, moving, count, batch, anchors)
         return Segment(self, step, lifted, moving, anchors)
 
 
@@ -75,45 +73,48 @@ class Segment:
         if self._form not in known:
             seen[self._form] = seen.get(self._form, 0) + 1
             if compiled or seen[self._form] >= PLAYED_AFTER:
-                self._play = known[self._form] = self._recorded(count, batch, compiled)
-                if self._play is not None:
-                    return self(count, batch)
+                return self._recorded(self._form, count, batch, compiled)
         return self._step(self._lifted, self._moving, count, batch, self._anchors)
 
     def _named(self, found: list[Tensor]) -> Told:
         names = self._step.terms
         return Told(dict(zip(names, found, strict=False)), found[len(names)], found[len(names) + 1])
 
-    def _recorded(self, count: Tensor, batch: Batch, compiled: bool) -> Flat | None:
-        """Record a step; None where that is impossible or what is played differs from the step itself.
-
-        A compiled one may differ by roundings.
+    def _recorded(self, form: Form, count: Tensor, batch: Batch, compiled: bool) -> Told:
+        """Take a step, record it, and play it from now on if what is played comes to the same.
 
         Raises:
-            RuntimeError: a step that must be compiled cannot be.
+            RuntimeError: a step that must be compiled cannot be, or differs by more than roundings.
         """
         inputs, tree = _pytree.tree_flatten((self._moving, count, batch, self._anchors))
+        before, trial, lifted = _copies(inputs), _copies(inputs), self._lifted.pure
 
         def flat(*given: Tensor) -> list[Tensor]:
-            moving, number, items, held = _pytree.tree_unflatten(list(given), tree)
-            return list(_leaves(self._step(self._lifted, moving, number, items, held)))
+            return list(_leaves(self._step(lifted, *_pytree.tree_unflatten(list(given), tree))))
 
+        told = self._step(self._lifted, self._moving, count, batch, self._anchors)
+        expected = [*_leaves(told), *inputs]
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of PyTorch about its own tracing
-                traced = tidied(make_fx(flat)(*_copies(inputs)), turn=compiled)
+                traced = tidied(make_fx(flat)(*trial), turn=compiled)
                 play: Flat = torch.compile(traced, dynamic=False) if compiled else traced.forward
-            one, other = _copies(inputs), _copies(inputs)
-            with torch.no_grad():
-                pairs = zip([*flat(*one), *one], [*play(*other), *other], strict=True)
-                same = all(_close(*pair) if compiled else _same_bits(*pair) for pair in pairs)
+                with torch.no_grad():
+                    found = [*play(*before), *before]
         except Exception as error:  # a loss that looks at numbers cannot be recorded: it is run as it is, as before
             if compiled:
                 raise RuntimeError(f"engine.compile = true: the step cannot be compiled: {error}") from error
-            return None
+            self._programs.known[form] = None
+            return told
+        same = all(map(_close if compiled else _same_bits, found, expected))
         if compiled and not same:
             raise RuntimeError("engine.compile = true: the compiled step differs from the step by more than roundings")
-        return play if same else None
+        self._programs.known[form] = self._play = play if same else None
+        if not compiled:
+            return told
+        for own, other in zip(self._before, before, strict=False):  # a compiled step is never taken in any other way
+            own.detach().copy_(other)
+        return self._named(found)
 
 
 def _copies(tensors: list[Tensor]) -> list[Tensor]:

@@ -132,7 +132,7 @@ def work_of(scenario: Scenario) -> Work:
             rounds=stream.timeline.rounds,
         )  # fmt: skip
         cohorts = plan.plan_round(
-            stream, number, seen, chosen, nodes, cohort=scenario.engine.cohort, epochs=scenario.client.epochs,
+            stream, number, seen, chosen, nodes, cohort=scenario.engine.clients, epochs=scenario.client.epochs,
             batch=scenario.client.batch, joint=False,
         )  # fmt: skip
         rounds.append(tuple(visit for cohort in cohorts for visit in _visits(scenario, stream, number, cohort, seen)))

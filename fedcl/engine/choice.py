@@ -19,7 +19,7 @@ from fedcl.world import as_text, world
 # A dense net beyond this many parameters gains nothing from stacking on a CPU; convolutions lose.
 STACKED_PARAMETERS = 200_000
 STACK = 64  # clients: beyond that the stack leaves the caches, and the work around a step is small already
-COHORTS, COHORTS_ALONE = 8, 64  # that a round is cut into: stacked clients are small, others are worth a worker each
+COHORTS, COHORTS_ALONE = 8, 32  # that a round is cut into: stacked clients are small, others are worth a worker each
 MOST_STACKS = 16  # of a cohort: what is lost with a worker
 INLINE = 128  # clients of a round that are trained in this process, where nobody says otherwise
 
