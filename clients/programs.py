@@ -10,6 +10,8 @@ matters, to any result, when or in which process a step was recorded; only how f
 is part of the configuration, and such a step is never taken in any other way.
 """
 
+import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -25,7 +27,9 @@ from clients.lift import Lift
 from clients.losses import Anchors, Batch
 from clients.step import Moving, Step, Told
 
-PLAYED_AFTER = 24  # steps of one form before it is recorded: to record takes as long as some fifty eager steps
+# Steps of one form before it is recorded: to record takes as long as some fifty steps. FEDCL_EAGER=1: never, so that
+# what a loss prints, or a debugger stops at, comes by in every step.
+PLAYED_AFTER = sys.maxsize if os.environ.get("FEDCL_EAGER", "0") not in ("", "0") else 24
 Flat = Callable[..., list[Tensor]]
 Take = Callable[[Tensor, Batch], Told]  # count (k,), batch
 Form = tuple[Any, ...]
@@ -56,10 +60,15 @@ class Segment:
 
     def __call__(self, count: Tensor, batch: Batch) -> Told:
         """Take the next step."""
-        if self._play is None:
+        if self._play is None or self._form is None:
             return self._first(count, batch)
-        with torch.no_grad():
-            return self._named(self._play(*self._before, count, *_leaves(batch), *self._behind))
+        try:
+            with torch.no_grad():
+                return self._named(self._play(*self._before, count, *_leaves(batch), *self._behind))
+        except Exception:  # who repeats the visit is to see where a loss fails, not where its record does
+            del self._programs.known[self._form]
+            self._programs.seen[self._form] = 0
+            raise
 
     def _first(self, count: Tensor, batch: Batch) -> Told:
         """Take a step that is not recorded yet, and record it if its time has come."""
@@ -117,13 +126,21 @@ class Segment:
         return self._named(found)
 
 
+ALIGNED = 64  # bytes: where a tensor of its own begins; some kernels round otherwise elsewhere
+
+
 def _copies(tensors: list[Tensor]) -> list[Tensor]:
-    """Return copies that lie as the tensors do, so that a trial changes nothing."""
-    copies = []
-    for each in tensors:
-        copy = torch.empty_strided(each.shape, each.stride(), dtype=each.dtype, device=each.device)
-        copies.append(copy.copy_(each.detach()) if 0 not in each.stride() else each.detach())
-    return copies
+    """Return copies that lie as the tensors do, strides and alignment, so that a trial changes nothing."""
+    return [_copy(each.detach()) for each in tensors]
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    if 0 in tensor.stride() or not tensor.numel():  # one number for many: nothing is written into such a tensor
+        return tensor
+    span = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+    before = tensor.data_ptr() % ALIGNED // tensor.element_size()
+    room = torch.empty(before + span, dtype=tensor.dtype, device=tensor.device)
+    return room.as_strided(tensor.shape, tensor.stride(), before).copy_(tensor)
 
 
 def _leaves(tree: Any) -> Iterator[Tensor]:

@@ -22,7 +22,13 @@ ALLOCATOR = {
     "MALLOC_TRIM_THRESHOLD_": str(4 * TOP),
     "MALLOC_TOP_PAD_": str(TOP),
 }
+PASSED_ON = ("FEDCL_EAGER",)  # variables that a worker is to see as its driver does
 _MALLOPT = {"MALLOC_TRIM_THRESHOLD_": -1, "MALLOC_TOP_PAD_": -2, "MALLOC_MMAP_THRESHOLD_": -3}
+
+
+def environment() -> dict[str, str]:
+    """Return the variables of a worker's environment."""
+    return {**ONE_THREAD, **ALLOCATOR, **{name: os.environ[name] for name in PASSED_ON if name in os.environ}}
 
 
 @cache

@@ -26,7 +26,7 @@ from fedcl.errors import FederationError
 from fedcl.fingerprint import fingerprint
 from fedcl.interrupt import Stopped
 from fedcl.orders import Order, Reply
-from fedcl.process import ALLOCATOR, ONE_THREAD
+from fedcl.process import environment
 from fedcl.streams import Stream
 
 CALLS_PER_WORKER = 2
@@ -98,7 +98,7 @@ class RayGrid(LocalGrid):
         self._stream = ray.put(stream)
         actor = ray.remote(Worker).options(
             num_cpus=1, num_gpus=gpus, max_restarts=-1, max_task_retries=0,
-            runtime_env={"env_vars": {**ONE_THREAD, **ALLOCATOR}},
+            runtime_env={"env_vars": environment()},
         )  # fmt: skip
         self._workers = [actor.remote(config) for _ in range(workers)]
         self._idle, self._queue = deque(self._workers), deque[Call]()

@@ -1,0 +1,147 @@
+"""Recorded steps: the same bits as the steps themselves for every method, and nothing is recorded that would differ."""
+
+import sys
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pytest
+from torch import Tensor
+
+from clients import programs
+from clients.losses import Anchors, Batch, Forward, Term
+from clients.losses.cross_entropy import CrossEntropy
+from clients.methods import ClientMethod
+from fedcl.engine import choice
+from tests.federations import Clients, tiny
+
+MEMORY = "client.memory.size=7"
+UNEVEN = (
+    "stream.clients=6", "stream.dataset.samples=340", "client.epochs=2", "client.batch=10", "engine.cohort=6",
+    "stream.partition={kind: 'tests.federations:Uneven', sizes: [31, 60, 5, 44, 7]}",
+)  # fmt: skip
+METHODS = {
+    "finetune": [], "er": [MEMORY], "derpp": [MEMORY], "agem": [MEMORY], "fedprox": [], "ewc": [], "si": [], "lwf": [],
+    "gpm": [], "prototypical": ["model={name: mlp, width: 8}"],
+}  # fmt: skip
+ADAM = "client.optimizer={name: adam, lr: 0.01, weight_decay: 0.001, keep: true}"
+MOMENTUM = "client.optimizer={name: sgd, lr: 0.05, momentum: 0.9, weight_decay: 0.001, keep: true}"
+
+
+def recorded(own: Clients) -> list[bool]:
+    """Return of each form that was tried whether it is played."""
+    return [play is not None for play in own.site.trainer.programs.known.values()]
+
+
+def rounds(monkeypatch: pytest.MonkeyPatch, after: int, number: int, *overrides: str) -> tuple[Clients, Any]:
+    monkeypatch.setattr(programs, "PLAYED_AFTER", after)
+    own = Clients.of(tiny(*UNEVEN, *overrides))
+    return own, own.rounds(number)
+
+
+@pytest.mark.parametrize("stack", [1, 4])
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_played_gives_the_same_bits_for_every_method(method: str, stack: int, monkeypatch: pytest.MonkeyPatch):
+    """Six clients of 5 to 60 items, three rounds over two tasks: weights and records equal, and steps were played."""
+    settings = (f"client.method={method}", f"engine.stack={stack}", *METHODS[method])
+    for optimizer in (MOMENTUM, ADAM):
+        plain, expected = rounds(monkeypatch, sys.maxsize, 3, optimizer, *settings)
+        own, found = rounds(monkeypatch, 2, 3, optimizer, *settings)
+        assert recorded(plain) == []
+        assert recorded(own)
+        assert all(recorded(own))
+        assert (found == expected).all()
+        assert all((own.held[client] == plain.held[client]).all() for client in plain.held)
+
+
+@pytest.mark.parametrize("stack", [1, 4])
+def test_convolutions_groups_and_masks_are_played_too(stack: int, monkeypatch: pytest.MonkeyPatch):
+    settings = (
+        "model={name: cnn, width: 2}", "stream.dataset=digits", "stream.partition=iid", "stream.kind=task-incremental",
+        f"engine.stack={stack}", "client.epochs=1", "client.clip=0.5",
+    )  # fmt: skip
+    _, expected = rounds(monkeypatch, sys.maxsize, 1, *settings)
+    own, found = rounds(monkeypatch, 2, 1, *settings)
+    assert any(recorded(own))
+    assert (found == expected).all()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Looking:
+    """A loss that looks at its own number."""
+
+    draws = ()
+
+    def __call__(self, model: Forward, batch: Batch, anchors: Anchors) -> Tensor:
+        loss = CrossEntropy()(model, batch, anchors)
+        return loss * 2 if loss.item() > 1 else loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counting:
+    """A loss that is no pure function: it grows with every call."""
+
+    calls: list[int] = field(default_factory=list)
+    draws = ()
+
+    def __call__(self, model: Forward, batch: Batch, anchors: Anchors) -> Tensor:
+        self.calls.append(1)
+        return CrossEntropy()(model, batch, anchors) * len(self.calls)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given(ClientMethod):
+    """Training with one loss."""
+
+    term: Any = None
+
+    def terms(self) -> dict[str, Term]:
+        return {"own": self.term}
+
+
+@pytest.mark.parametrize("term", [Looking, Counting])
+def test_a_loss_that_is_no_function_of_tensors_is_never_played(term: Any, monkeypatch: pytest.MonkeyPatch):
+    """One that looks at numbers cannot be recorded; one that differs from call to call is found out by its bits."""
+    monkeypatch.setattr(programs, "PLAYED_AFTER", 2)
+    scenario = tiny(*UNEVEN, "engine.stack=1")
+    own = Clients.of(replace(scenario, client=replace(scenario.client, method=Given(term=term()))))
+    own.rounds(1)
+    assert recorded(own)
+    assert not any(recorded(own))
+
+
+def test_what_fails_when_played_is_shown_by_the_step_itself(monkeypatch: pytest.MonkeyPatch):
+    """A label that no class has: the second try fails in the loss, not in what was recorded of it."""
+    monkeypatch.setattr(programs, "PLAYED_AFTER", 1)
+    own = Clients.of(tiny(*UNEVEN, "engine.stack=4"))
+    own.rounds(1)
+    assert all(recorded(own))
+    own.site.stream.dataset.y[:] = 99
+    with pytest.raises(AssertionError, match=r"out of bounds.*cross_entropy\.py"):
+        own.visit(own.initial, [1, 3], round=2)
+
+
+@pytest.mark.slow
+def test_compiled_stacks_agree_within_roundings_and_with_themselves():
+    """engine.compile is part of the arithmetic: within 1e-5 of what is not compiled, and the same bits each time."""
+    settings = ("engine.stack=4", "client.method=derpp", MEMORY, "model.dtype=float32")
+    compiled = [Clients.of(tiny(*UNEVEN, "engine.compile=true", *settings)) for _ in range(2)]
+    first, second = (own.rounds(3) for own in compiled)
+    plain = Clients.of(tiny(*UNEVEN, *settings)).rounds(3)
+    assert any(recorded(compiled[0]))
+    assert (first == second).all()
+    assert 0 < np.abs(first - plain).max() < 1e-5
+
+
+def test_auto_cuts_a_round_into_whole_stacks_of_nearly_equal_size():
+    """Of an mlp 1,000 clients are 16 stacks of 63 in 8 cohorts, 100 are 2 of 50, 5 are 1; a cnn goes one by one."""
+    found = {}
+    for clients in (5, 100, 1000):
+        items = f"stream.dataset={{name: synthetic, samples: {4 * clients}}}"
+        settings = ("stream.tasks=1", items, f"stream.clients={clients}", "stream.partition=iid", "engine.device=cpu")
+        engine = choice.resolve(tiny(*settings, "engine.cohort=auto", "engine.stack=auto"))[0].engine
+        found[clients] = (engine.stack, engine.cohort)
+    assert found == {5: (5, 5), 100: (50, 50), 1000: (63, 126)}
+    cnn = ("model={name: cnn, width: 2}", "stream.dataset=digits", "stream.partition=iid", "stream.clients=100")
+    engine = choice.resolve(tiny(*cnn, "engine.device=cpu", "engine.cohort=auto", "engine.stack=auto"))[0].engine
+    assert (engine.stack, engine.cohort) == (1, 4)
