@@ -1,8 +1,12 @@
 """The Ray grid: persistent actors, about two calls a worker and round, each with several cohorts.
 
-Weights go once a round through the object store. A cohort is a pure function of its order, so cohorts of a worker that
-died go back into the queue and Ray starts the worker anew; replies carry their cohort's number, so that neither the
-number of workers nor the order of completion has a part in the result. Flower's mods do not run on this path.
+Cohorts are dealt out to calls longest first, by what they are predicted to cost, and a worker has its next call waiting
+before it has finished one: between two calls that are sent one after another it would idle for as long as a small
+cohort takes. Weights go once a round through the object store.
+
+A cohort is a pure function of its order, so cohorts of a worker that died go back into the queue and Ray starts the
+worker anew; replies carry their cohort's number, so that neither the number of workers nor the order of completion has
+a part in the result. Flower's mods do not run on this path.
 """
 
 import os
@@ -11,7 +15,7 @@ import socket
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,11 +29,12 @@ from fedcl.engine.worker import EMPTY, Worker
 from fedcl.errors import FederationError
 from fedcl.fingerprint import fingerprint
 from fedcl.interrupt import Stopped
-from fedcl.orders import Order, Reply
+from fedcl.orders import Order, Reply, TrainOrder
 from fedcl.process import environment
 from fedcl.streams import Stream
 
 CALLS_PER_WORKER = 2
+SLOTS = 2  # calls that a worker has: one in work, one waiting
 PAUSE = 0.1  # seconds before a worker that is still down is asked again
 DEATHS = 3  # a cohort that takes this many workers with it is given up
 
@@ -86,6 +91,22 @@ def start_ray(address: str | None) -> None:
             signal.signal(signal.SIGTERM, handler)  # Ray puts one of its own there, which exits at once
 
 
+def dealt(costs: Sequence[float], parts: int) -> list[list[int]]:
+    """Deal numbered costs out to at most `parts` parts, longest first, each to the part that is least so far.
+
+    (Graham, SIAM J. Appl. Math. 17, 1969: at most 4/3 of the shortest possible longest part.)
+
+    Returns:
+        The numbers in each part, ascending; the longest part first.
+    """
+    sums, chosen = [0.0] * min(parts, len(costs)), [list[int]() for _ in range(min(parts, len(costs)))]
+    for number in sorted(range(len(costs)), key=lambda each: -costs[each]):
+        part = sums.index(min(sums))
+        sums[part] += costs[number]
+        chosen[part].append(number)
+    return [sorted(chosen[part]) for part in sorted(range(len(sums)), key=lambda each: -sums[each])]
+
+
 class RayGrid(LocalGrid):
     """One node whose clients are trained by Ray actors."""
 
@@ -94,14 +115,14 @@ class RayGrid(LocalGrid):
         start_ray(address)
         import ray
 
-        self._ray, self._clients = ray, stream.timeline.order.shape[0]
+        self._ray, self._plan = ray, stream
         self._stream = ray.put(stream)
         actor = ray.remote(Worker).options(
             num_cpus=1, num_gpus=gpus, max_restarts=-1, max_task_retries=0,
             runtime_env={"env_vars": environment()},
         )  # fmt: skip
         self._workers = [actor.remote(config) for _ in range(workers)]
-        self._idle, self._queue = deque(self._workers), deque[Call]()
+        self._idle, self._queue = deque(self._workers * SLOTS), deque[Call]()
         self._running: dict[Any, tuple[Any, Call | None]] = {}  # no call: a worker that is being started anew
         self._ready: list[Message] = []
         self._deaths: Counter[str] = Counter()
@@ -119,7 +140,9 @@ class RayGrid(LocalGrid):
             ids.append(flower.number(message))
             if message.metadata.message_type == "query.hello":
                 own = fingerprint(wire.text(message.content, "config"))
-                self._ready.append(Message(wire.hello(np.arange(self._clients), own), reply_to=message))
+                self._ready.append(
+                    Message(wire.hello(np.arange(len(self._plan.timeline.order)), own), reply_to=message)
+                )
                 continue
             order: Order = wire.decode(message.content)
             weights = id(order.weights if isinstance(message.content, wire.Plain) else message.content["weights"])
@@ -127,13 +150,20 @@ class RayGrid(LocalGrid):
                 shared[weights] = (self._ray.put(order.weights), [])
             shared[weights][1].append((message, replace(order, weights=EMPTY)))
         for reference, pairs in shared.values():
-            for part in np.array_split(np.arange(len(pairs)), min(len(pairs), CALLS_PER_WORKER * len(self._workers))):
+            costs = [self._cost(order) for _, order in pairs]
+            for part in dealt(costs, CALLS_PER_WORKER * len(self._workers)):
                 chosen = [pairs[i] for i in part]
                 self._queue.append(
                     Call(weights=reference, messages=tuple(m for m, _ in chosen), orders=tuple(o for _, o in chosen))
                 )
         self._dispatch()
         return ids
+
+    def _cost(self, order: Order) -> float:
+        """Return how long an order takes, in items: those that its clients train on, else one a client."""
+        if not isinstance(order, TrainOrder):
+            return len(order.clients)
+        return float(self._plan.sizes(order.clients, order.tasks, order.clocks).sum())
 
     def _dispatch(self) -> None:
         while self._idle and self._queue:
