@@ -155,8 +155,3 @@ class Stacked:
         """Apply the transform under vmap."""
         lifted: Tensors = torch.vmap(call)(gradients, references)
         return lifted
-
-
-def lift(module: nn.Module, layout: Layout, buffer: Tensor) -> Lift:
-    """Return the lift for a buffer (K, P): the identity for K = 1, vmap above."""
-    return Alone(module, layout, buffer) if len(buffer) == 1 else Stacked(module, layout)

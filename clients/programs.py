@@ -74,7 +74,10 @@ class Segment:
         """Take a step that is not recorded yet, and record it if its time has come."""
         known, seen = self._programs.known, self._programs.seen
         if self._form is None:
-            self._form = (self._step, *_form((self._moving, count, batch, self._anchors)))
+            held = {
+                name: each for name, each in self._anchors.shared.items() if name != "global"
+            }  # that is as the weights
+            self._form = (self._step, *_form((self._moving, batch, held, self._anchors.own)))
             self._play = known.get(self._form)
             if self._play is not None:
                 return self(count, batch)
@@ -153,9 +156,9 @@ def _leaves(tree: Any) -> Iterator[Tensor]:
 
 
 def _form(tree: Any) -> Form:
-    """Return names, shapes, strides and kinds of the tensors in a tree: what steps of one record have in common."""
+    """Return names, shapes and strides of the tensors in a tree: what steps of one record have in common."""
     if isinstance(tree, Tensor):
-        return (tree.shape, tree.stride(), tree.dtype, tree.device)
+        return (tree.shape, tree.stride())
     if isinstance(tree, dict):
         return tuple((name, _form(each)) for name, each in tree.items())
     return tuple(_form(each) for each in tree)

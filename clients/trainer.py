@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from clients.gradients import Transform
-from clients.lift import lift
+from clients.lift import Alone, Lift, Stacked
 from clients.losses import Anchors, Batch, Items, Term
 from clients.optimizers import Optimizer
 from clients.programs import Programs
@@ -141,7 +141,7 @@ class Trainer:
         if not self.terms:  # nothing to learn from: not even weight decay moves anything
             return Result(after=weights, losses={}, logits=weights.new_zeros(0, self.classes), buffers=block.buffers)
         buffers = {name: each.clone(memory_format=torch.contiguous_format) for name, each in block.buffers.items()}
-        lifted, step = lift(self.module, self.layout, weights), self.steps[block.capture is not None]
+        lifted, step = self._lift(weights), self.steps[block.capture is not None]
         sums = {name: weights.new_zeros(len(weights)) for name in self.terms}
         captured = weights.new_zeros(block.capture.first[-1] if block.capture else 0, self.classes)
         path = torch.zeros_like(weights) if self.path else None
@@ -163,6 +163,14 @@ class Trainer:
         steps_done = torch.tensor(block.counts, dtype=weights.dtype, device=weights.device).clamp(min=1)
         means = {name: total / steps_done for name, total in sums.items()}
         return Result(after=weights, losses=means, logits=captured, buffers=buffers, path=path)
+
+    @cached_property
+    def _stacked(self) -> Stacked:
+        return Stacked(self.module, self.layout)
+
+    def _lift(self, weights: Tensor) -> Lift:
+        """Return the lift for a buffer (K, P): the identity for K = 1, vmap above."""
+        return Alone(self.module, self.layout, weights) if len(weights) == 1 else self._stacked
 
     def _anchors(self, block: Block, k: int) -> Anchors:
         """Return what the losses of the first k clients measure distances to."""

@@ -100,12 +100,14 @@ def work(site: Site, order: TrainOrder, old: Records) -> Worked:
     for begin in range(0, len(old), stack):
         rows = slice(begin, min(begin + stack, len(old)))
         answers, table = train_block(site, order, old, laid, rows)
-        finite, short = _finite(answers).numpy(force=True), ~_too_long(site, table["norm"])
-        errors += [_diverged(int(client)) for client in order.clients[rows][~finite]]
-        errors += [_refused(site, int(client)) for client in order.clients[rows][finite & ~short]]
-        fine[rows] = finite & short
-        taken = answers if fine[rows].all() else answers[torch.from_numpy(fine[rows]).to(answers.device)]
-        total += taken.sum(dim=0)
+        added, short = answers.sum(dim=0), ~_too_long(site, table["norm"])
+        if not (short.all() and torch.isfinite(added.sum())):  # a sum is not finite where an addend is not
+            finite = torch.isfinite(answers).all(dim=1).numpy(force=True)
+            errors += [_diverged(int(client)) for client in order.clients[rows][~finite]]
+            errors += [_refused(site, int(client)) for client in order.clients[rows][finite & ~short]]
+            fine[rows] = finite & short
+            added = answers[torch.from_numpy(fine[rows]).to(answers.device)].sum(dim=0)
+        total += added
         tables.append(table)
     old["visits"] += 1
     return Worked(
@@ -115,12 +117,6 @@ def work(site: Site, order: TrainOrder, old: Records) -> Worked:
         errors=errors,
         table={name: np.concatenate([table[name] for table in tables])[fine] for name in tables[0]},
     )
-
-
-def _finite(answers: Tensor) -> Tensor:
-    """Return which answers (k, A) hold finite numbers alone, (k,)."""
-    quick = torch.isfinite(answers.sum(dim=1))  # a sum is not finite where an addend is not; or where it overflows
-    return quick if bool(quick.all()) else torch.isfinite(answers).all(dim=1)
 
 
 def _too_long(site: Site, norms: NDArray[Any]) -> NDArray[np.bool_]:
