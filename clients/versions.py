@@ -34,7 +34,7 @@ from clients.memories import Ints, Records
 from clients.work import Store, pick
 from fedcl.journal import TEMPORARIES, replace_file, sync_path
 from fedcl.orders import ClientError, Order, Reply
-from fedcl.state import packed
+from fedcl.packs import packed
 
 FORMAT = 1
 SECRET = 32  # bytes

@@ -27,6 +27,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "iid": "fedcl.streams.partition:IID",
         "dirichlet": "fedcl.streams.partition:Dirichlet",
         "shards": "fedcl.streams.partition:Shards",
+        "drawn": "fedcl.streams.partition:Drawn",
     },
     "schedules": {
         "synchronous": "fedcl.streams.schedule:Synchronous",

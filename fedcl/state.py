@@ -1,219 +1,30 @@
-"""Where clients' records lie between visits: immutable packs on disk, and an index of the newest record of each client.
+"""Where clients' records lie between visits: packs on disk, and an index of the newest record of each client.
 
-A record is one element of a numpy structured dtype. A worker writes one pack per cohort; nothing is ever changed in
-place, so an index from before a round still finds that round's beginning, and a checkpoint that holds an index commits
-every client's state at once. A pack is: magic, header length, sha256 of the header; the header (JSON: fields, bytes a
-record, clients, crc32 a row); the records, packed, little-endian, row after row. All of it is checked when read.
+A worker writes one pack (`fedcl.packs`) per cohort; nothing is ever changed in place, so an index from before a round
+still finds that round's beginning, and a checkpoint that holds an index commits every client's state at once.
 """
 
 import hashlib
-import json
-import os
 import re
-import struct
 import time
-import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedcl.digest import PLAIN, digest
-from fedcl.errors import FederationError
-from fedcl.journal import TEMPORARIES, replace_file
+from fedcl.digest import digest
+from fedcl.journal import TEMPORARIES
+from fedcl.packs import BrokenState, Ints, Records, dtype_of, read_rows, verify, write_pack
 
 if TYPE_CHECKING:
     import torch
 
-Ints = NDArray[np.int64]
-Records = NDArray[np.void]
-Bytes = NDArray[np.uint8]
-
-PREAMBLE = struct.Struct("<8sQ32s")
-MAGIC = b"fedclpk1"
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,120}\.pack", re.ASCII)
 STALE = 3600.0  # seconds after which a temporary's writer is surely gone; writing takes milliseconds
 BLOCK = 4096  # records hashed at a time
-
-
-class BrokenState(FederationError):
-    """A file of the run's state is missing, damaged or not what it should be; the sentence names it."""
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a pack says of its records."""
-
-    fields: list[Any]  # [name, numpy's dtype string, shape] each
-    size: int  # bytes a record
-    clients: list[int]
-    crc32: list[int]
-    start: int  # byte at which the records begin
-    checksum: str
-
-
-def packed(dtype: np.dtype[Any]) -> np.dtype[np.void]:
-    """Return a record's dtype as it lies in a pack: the same fields without padding, little-endian.
-
-    Raises:
-        TypeError: not a record, or a field holds anything but plain numbers.
-    """
-    if dtype.names is None:
-        raise TypeError(f"a record needs named fields, not {dtype}")
-    for name in dtype.names:
-        if dtype[name].base.kind not in PLAIN:
-            raise TypeError(f"field {name!r} of a record has dtype {dtype[name]}: must be plain numbers")
-    parts = [(name, dtype[name].base.newbyteorder("<"), dtype[name].shape) for name in dtype.names]
-    return np.dtype(parts)
-
-
-def _spelled(dtype: np.dtype[np.void]) -> list[Any]:
-    return [[name, dtype[name].base.str, list(dtype[name].shape)] for name in dtype.names or ()]
-
-
-def write_pack(path: Path, records: Records, clients: Ints) -> str:
-    """Write the records of a cohort as one file, whole or not at all; a checkpoint forces it onto the disk later.
-
-    Args:
-        path: file to create or replace; its folder must exist.
-        records: (k,) of one structured dtype.
-        clients: (k,) whose records they are.
-
-    Returns:
-        The header's sha256 in hexadecimal; the header covers the rows by their crc32.
-    """
-    if records.shape != clients.shape or records.ndim != 1:
-        raise ValueError(f"{len(clients)} clients but records of shape {records.shape}")
-    data = np.ascontiguousarray(records, dtype=packed(records.dtype))
-    rows: Bytes = np.ndarray((len(data), data.dtype.itemsize), np.uint8, data)
-    crc32 = [zlib.crc32(row) for row in rows]
-    facts = {"fields": _spelled(data.dtype), "size": rows.shape[1], "clients": clients.tolist(), "crc32": crc32}
-    header = json.dumps(facts).encode()
-    checksum = hashlib.sha256(header)
-    replace_file(path, [PREAMBLE.pack(MAGIC, len(header), checksum.digest()), header, rows], sync=False)
-    return checksum.hexdigest()
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[int]:
-    try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError as error:
-        raise BrokenState(f"{path} is missing") from error
-    try:
-        yield file
-    finally:
-        os.close(file)
-
-
-def _parse(text: bytes, start: int, checksum: str) -> Header:
-    facts = json.loads(text)
-    header = Header(start=start, checksum=checksum, **facts)
-    numbers = [header.size, *header.clients, *header.crc32]
-    if not all(type(each) is int and each >= 0 for each in numbers) or len(header.clients) != len(header.crc32):
-        raise ValueError("numbers that cannot be")
-    return header
-
-
-def _header(file: int, path: Path) -> Header:
-    """Read and check a pack's header; nothing is allocated that is larger than the file."""
-    length_of_file = os.fstat(file).st_size
-    preamble = os.pread(file, PREAMBLE.size, 0)
-    if len(preamble) < PREAMBLE.size:
-        raise BrokenState(f"{path} is cut short: {len(preamble)} bytes")
-    magic, length, checksum = PREAMBLE.unpack(preamble)
-    if magic != MAGIC or length > length_of_file - PREAMBLE.size:
-        raise BrokenState(f"{path} is not a whole pack: {length_of_file} bytes")
-    text = os.pread(file, length, PREAMBLE.size)
-    if hashlib.sha256(text).digest() != checksum:
-        raise BrokenState(f"{path}: the header does not match its checksum")
-    try:
-        header = _parse(text, PREAMBLE.size + length, checksum.hex())
-    except (ValueError, TypeError, RecursionError) as error:
-        raise BrokenState(f"{path}: the header is not that of a pack ({error})") from error
-    if length_of_file != header.start + header.size * len(header.clients):
-        raise BrokenState(f"{path} has {length_of_file} bytes, not what its header says")
-    return header
-
-
-def _fill(file: int, header: Header, rows: Ints, out: Bytes, path: Path) -> None:
-    """Read rows (k,) into out (k, size), runs of neighbours at once, and check each row."""
-    begins = np.flatnonzero(np.diff(rows, prepend=-2) != 1).tolist()
-    for begin, end in pairwise([*begins, len(rows)]):
-        target = out[begin:end].reshape(-1).data
-        offset = header.start + int(rows[begin]) * header.size
-        while len(target):
-            n = os.preadv(file, [target], offset)
-            if n == 0:
-                raise BrokenState(f"{path} is cut short")
-            target, offset = target[n:], offset + n
-    for row, data in zip(rows.tolist(), out, strict=True):
-        if zlib.crc32(data) != header.crc32[row]:
-            raise BrokenState(f"{path}: row {row} (client {header.clients[row]}) does not match its checksum")
-
-
-def read_rows(path: Path, rows: Ints, dtype: np.dtype[Any], clients: Ints | None = None) -> Records:
-    """Read some rows of a pack, and only those: (k,) records of `dtype`.
-
-    Args:
-        path: the pack.
-        rows: (k,) row numbers, in any order.
-        dtype: what the records must be.
-        clients: (k,) whose records the rows must be; None: anyone's.
-
-    Raises:
-        BrokenState: the pack is missing, damaged, of other fields, or holds no such row of that client.
-    """
-    layout = packed(dtype)
-    with _opened(path) as file:
-        header = _header(file, path)
-        if header.fields != _spelled(layout) or header.size != layout.itemsize:
-            raise BrokenState(f"{path} holds records with other fields than {layout}")
-        for row in rows[(rows < 0) | (rows >= len(header.clients))].tolist():
-            raise BrokenState(f"{path} has no row {row}")
-        if clients is not None and [header.clients[row] for row in rows.tolist()] != clients.tolist():
-            raise BrokenState(
-                f"{path} does not hold the records of clients {clients.tolist()[:8]} where they should be"
-            )
-        out = np.empty((len(rows), header.size), np.uint8)
-        _fill(file, header, rows, out, path)
-    return np.ndarray(len(rows), layout, out).astype(dtype, copy=False)
-
-
-def verify(path: Path, checksum: str) -> None:
-    """Check a whole pack: its header against `checksum`, every row against the header; one row in memory at a time.
-
-    Raises:
-        BrokenState: the pack is missing or damaged, or another pack of that name.
-    """
-    with _opened(path) as file:
-        header = _header(file, path)
-        if header.checksum != checksum:
-            raise BrokenState(f"{path} is not the pack that was committed under that name")
-        out = np.empty((1, header.size), np.uint8)
-        for row in range(len(header.clients)):
-            _fill(file, header, np.array([row]), out, path)
-
-
-def _dtype_of(path: Path) -> np.dtype[np.void]:
-    with _opened(path) as file:
-        header = _header(file, path)
-    try:
-        return packed(np.dtype([(name, kind, tuple(shape)) for name, kind, shape in header.fields]))
-    except (ValueError, TypeError) as error:
-        raise BrokenState(f"{path}: the header's fields are not those of a record ({error})") from error
-
-
-def read_pack(path: Path) -> tuple[Ints, Records]:
-    """Read a whole pack: whose records it holds (k,), and the records (k,)."""
-    with _opened(path) as file:
-        clients = np.array(_header(file, path).clients, np.int64)
-    return clients, read_rows(path, np.arange(len(clients)), _dtype_of(path))
 
 
 def safe(name: str) -> str:
@@ -382,7 +193,7 @@ class PackStore:
             return index
         placed = index.place(name, "", clients)  # refuses a name in use before anything is written
         packs, rows = index.locate(clients)
-        fresh = np.zeros((), _dtype_of(self.path(packs[0])))
+        fresh = np.zeros((), dtype_of(self.path(packs[0])))
         checksum = self.save(name, clients, self.load(clients, packs, rows, fresh))
         return replace(placed, checksums=[*index.checksums, checksum]).trimmed()
 
@@ -395,7 +206,7 @@ def records_digest(store: PackStore, index: Index) -> str:
     visited, total = index.visited(), hashlib.sha256()
     if not len(visited):
         return total.hexdigest()
-    fresh = np.zeros((), _dtype_of(store.path(index.locate(visited[:1])[0][0])))
+    fresh = np.zeros((), dtype_of(store.path(index.locate(visited[:1])[0][0])))
     for begin in range(0, len(visited), BLOCK):
         clients = visited[begin : begin + BLOCK]
         records = store.load(clients, *index.locate(clients), fresh)

@@ -16,7 +16,7 @@ from typing import Any
 from fedcl import api, config, registry
 from fedcl.config import Scenario
 from fedcl.errors import ConfigError, FederationError, nearest
-from fedcl.state import read_pack
+from fedcl.packs import read_pack
 
 HASHES = ("weights_sha256", "state_sha256", "clients_sha256")
 # What tells a kind of part from the others: the method that the frame calls on it.

@@ -19,7 +19,7 @@ import torch
 
 from fedcl.digest import digest
 from fedcl.journal import TEMPORARIES, replace_file, sync_path, to_json
-from fedcl.state import BrokenState
+from fedcl.packs import BrokenState
 
 NAME = re.compile(r"r(\d{6,})\.safetensors", re.ASCII)
 

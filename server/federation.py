@@ -24,9 +24,10 @@ from fedcl.fingerprint import fingerprint
 from fedcl.interrupt import StopRequest
 from fedcl.journal import Journal
 from fedcl.orders import ClientError, Ints, Order, Reply, empty
+from fedcl.packs import BrokenState
 from fedcl.plan import Cohort
 from fedcl.source import sample
-from fedcl.state import BrokenState, Index, PackStore, records_digest
+from fedcl.state import Index, PackStore, records_digest
 from fedcl.streams import Stream
 from fedcl.world import as_text, world
 from server import checkpoint
@@ -338,7 +339,7 @@ class Federation:
         timeline = self.stream.timeline
         now = timeline.tasks(timeline.positions(timeline.clocks(round, state.visits)))
         begun = state.begun.copy()
-        begun[np.unique(now[now >= 0])] = True
+        begun[now[now >= 0]] = True
         new = np.flatnonzero(begun & ~state.begun).tolist()
         if not new:
             return state

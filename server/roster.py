@@ -202,10 +202,12 @@ def introduced(hello: Message, config: str) -> tuple[Hello, str]:
 
 def roster(hosts: dict[int, Ints], clients: int) -> Roster:
     """Number nodes by their lowest client. A client that two nodes host is the last one's: the other was restarted."""
-    owner: dict[int, int] = {}
-    for node, own in hosts.items():
-        owner |= dict.fromkeys(own[(own >= 0) & (own < clients)].tolist(), node)
-    ids = tuple(dict.fromkeys(owner[client] for client in sorted(owner)))
-    number, nodes = {node: place for place, node in enumerate(ids)}, np.full(clients, -1, np.int64)
-    nodes[list(owner)] = [number[node] for node in owner.values()]
-    return Roster(ids, nodes)
+    owner = np.full(clients, -1, np.int64)
+    for place, own in enumerate(hosts.values()):
+        owner[own[(own >= 0) & (own < clients)]] = place
+    places, lowest = np.unique(owner, return_index=True)
+    places = places[np.argsort(lowest)]
+    places = places[places >= 0]
+    number, listed = np.full(len(hosts) + 1, -1, np.int64), list(hosts)  # -1 finds the last: nobody
+    number[places] = np.arange(len(places))
+    return Roster(tuple(listed[place] for place in places.tolist()), number[owner])

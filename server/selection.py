@@ -79,8 +79,12 @@ class Uniform(Selection):
 
         Each client draws its own number, so who is chosen does not depend on how the others are listed.
         """
+        if n >= len(available):
+            return np.sort(available)
         draws = keys.key(seed, Purpose.SELECT, round, available)
-        return np.sort(available[np.argsort(draws, kind="stable")[:n]])
+        last = np.partition(draws, n - 1)[n - 1]  # sorting all for the lowest few would take as long as training them
+        lower = np.flatnonzero(draws < last)
+        return np.sort(available[np.append(lower, np.flatnonzero(draws == last)[: n - len(lower)])])
 
 
 @dataclass(frozen=True, kw_only=True)

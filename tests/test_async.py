@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fedcl import api
 from fedcl.config import Plain, Scenario, load
 from fedcl.digest import digest
-from fedcl.state import read_pack
+from fedcl.packs import read_pack
 from tests.federations import Clients, journal, run, tiny
 
 # Client: start, then (task, rounds) one after another.

@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from fedcl.state import BrokenState, Index, PackStore
+from fedcl.packs import BrokenState
+from fedcl.state import Index, PackStore
 from server.checkpoint import Snapshot, kept, newest, path_of, prune, read, save
 
 RECORD = np.dtype([("round", "<i8"), ("client", "<i8"), ("logits", "<f4", (40,))])

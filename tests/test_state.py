@@ -16,21 +16,8 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from fedcl.digest import digest
-from fedcl.state import (
-    PREAMBLE,
-    STALE,
-    BrokenState,
-    Index,
-    Ints,
-    PackStore,
-    Records,
-    packed,
-    read_rows,
-    records_digest,
-    safe,
-    verify,
-    write_pack,
-)
+from fedcl.packs import PREAMBLE, BrokenState, Ints, Records, packed, read_rows, verify, write_pack
+from fedcl.state import STALE, Index, PackStore, records_digest, safe
 
 RECORD = np.dtype([("visits", "<i8"), ("items", "<i4", (5,)), ("logits", "<f4", (5, 3)), ("full", "?")])
 

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fedcl import keys
 from fedcl.errors import ConfigError
+from fedcl.keys import Bits
 from fedcl.settings import Settings, setting
 from fedcl.streams.dataset import Ints
 
@@ -25,6 +27,11 @@ class Cells:
         start = self.start[client, task]
         return self.items[start : start + self.count[client, task]]
 
+    def take(self, clients: Ints, tasks: Ints, places: Ints) -> Ints:
+        """Return the items (k, w) at places (k, w) of the cells of clients (k,) and tasks (k,)."""
+        found: Ints = self.items[self.start[clients, tasks][:, None] + places]
+        return found
+
     @staticmethod
     def counted(count: Ints) -> "Cells":
         """Return cells (clients, tasks) of which only the sizes are known here."""
@@ -34,6 +41,48 @@ class Cells:
         """Return these cells of one task for all of `tasks` tasks."""
         shape = (len(self.start), tasks)
         return Cells(self.items, np.broadcast_to(self.start, shape), np.broadcast_to(self.count, shape))
+
+
+@dataclass(frozen=True, eq=False)
+class DrawnCells(Cells):
+    """Cells whose items are drawn when they are asked for, so that a registered client costs a few bytes.
+
+    `items` are all items of all tasks, task by task; `start` (1, tasks) is where a task's begin.
+    """
+
+    sizes: Ints  # (tasks,) items of each task
+    keys: Bits  # (tasks,) key of the draws of each task
+
+    def cell(self, client: int, task: int) -> Ints:
+        """Return the items (count,) of one client's task."""
+        found: Ints = self.take(np.array([client]), np.array([task]), np.arange(self.count[client, task])[None])[0]
+        return found
+
+    def take(self, clients: Ints, tasks: Ints, places: Ints) -> Ints:
+        """Return the items (k, w) at places (k, w) of the cells of clients (k,) and tasks (k,)."""
+        own = keys.at(self.keys[tasks], clients)
+        drawn = keys.below(keys.at(own[:, None], places), self.sizes[tasks][:, None])
+        found: Ints = self.items[self.start[0, tasks][:, None] + drawn]
+        return found
+
+    def shared(self, tasks: int) -> "DrawnCells":
+        """Return these cells of one task for all of `tasks` tasks."""
+        count = np.broadcast_to(self.count, (len(self.count), tasks))
+        start, sizes = np.repeat(self.start, tasks, axis=1), np.repeat(self.sizes, tasks)
+        return DrawnCells(self.items, start, count, sizes, np.repeat(self.keys, tasks))
+
+
+def draw_cells(task: Ints, clients: int, tasks: int, each: int, key: Bits) -> DrawnCells:
+    """Let every client draw `each` items of every task (none of a task without items).
+
+    Args:
+        task: (n,) task of each item.
+        key: () of the split.
+    """
+    sizes = np.bincount(task, minlength=tasks)
+    count = np.broadcast_to(np.where(sizes > 0, each, 0), (clients, tasks))
+    start = (np.cumsum(sizes) - sizes)[None]
+    return DrawnCells(np.argsort(task, kind="stable"), start, count, sizes, keys.bits(key, tasks))
 
 
 def group(owner: Ints, task: Ints, clients: int, tasks: int, rng: np.random.Generator) -> Cells:
@@ -115,6 +164,18 @@ class IID(Partition):
         """Deal the items out in turn; who gets the odd ones is random too."""
         turn = rng.permutation(clients)
         return rng.permutation(turn[np.arange(len(labels)) % clients])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn(Partition):
+    """Everyone draws items of each task with replacement: clients may share items, and a million cost no memory."""
+
+    samples: int = setting(50, "training items of a client's task", low=1, high=1_000_000)
+    test_samples: int = setting(10, "test items of a client's task", low=0, high=1_000_000)
+
+    def assign(self, labels: Ints, clients: int, rng: np.random.Generator) -> Ints:
+        """Nobody owns an item (`draw_cells`)."""
+        return np.full(len(labels), NOBODY)
 
 
 @dataclass(frozen=True, kw_only=True)

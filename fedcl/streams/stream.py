@@ -12,12 +12,12 @@ from fedcl import keys
 from fedcl.config import Scenario
 from fedcl.keys import Purpose
 from fedcl.streams.dataset import Dataset, Ints
-from fedcl.streams.partition import NOBODY, Cells, Partition, deal_class, group
+from fedcl.streams.partition import NOBODY, Cells, Drawn, Partition, deal_class, draw_cells, group
 from fedcl.streams.schedule import NO_TASK, Timeline
 from fedcl.streams.tasks import DOMAIN, Task, class_masks, every_class, input_permutations, make_tasks
 
 # What the draws of Purpose.PARTITION are for.
-ASSIGN, DEAL, TRAIN_ORDER, TEST_ORDER = 0, 1, 2, 3
+ASSIGN, DEAL, TRAIN_ORDER, TEST_ORDER, DRAW = 0, 1, 2, 3, 4
 # In the place of a task id: all tasks of the client's own stream at once (the joint oracle).
 ALL_TASKS = -1
 
@@ -85,8 +85,8 @@ class Stream:
         inside = np.arange(width) < lengths[:, None]
         items, shown = np.zeros(inside.shape, np.int64), np.zeros(inside.shape, np.int64)
         if not (tasks == ALL_TASKS).any():
-            place = (self.train.start[clients, tasks] + starts)[:, None] + np.arange(width)
-            items[inside] = self.train.items[place[inside]]
+            places = np.where(inside, starts[:, None] + np.arange(width), 0)
+            items[inside] = self.train.take(clients, tasks, places)[inside]
             shown[inside] = np.broadcast_to(tasks[:, None], inside.shape)[inside]
             return items, shown
         columns = (clients.tolist(), tasks.tolist(), starts.tolist(), stops.tolist())
@@ -149,6 +149,14 @@ def _share_out(scenario: Scenario, dataset: Dataset, tasks: tuple[Task, ...]) ->
     once, clients = config.kind == DOMAIN, config.clients
     n, task_of = 1 if once else len(tasks), _task_of_class(tasks, dataset.classes)
     task, test_task = task_of[dataset.y], task_of[dataset.test_y]
+    if isinstance(config.partition, Drawn):
+        each = config.partition.samples, config.partition.test_samples
+        drawn = keys.bits(keys.key(seed, Purpose.PARTITION, DRAW), 2)
+        parts: list[Cells] = []
+        for which, number, key in zip((task, test_task), each, drawn, strict=True):
+            parts.append(draw_cells(which, clients, n, number, key))
+        train, test = (cells.shared(len(tasks)) if once else cells for cells in parts)
+        return train, test
     owner = _assign(config.partition, dataset.y, task, n, clients, seed)
     test_owner = _deal(dataset, owner, seed)
     train = group(owner, task, clients, n, keys.generator(seed, Purpose.PARTITION, TRAIN_ORDER))
