@@ -19,6 +19,7 @@ from clients.visits import Local, Walk
 from fedcl import keys
 from fedcl.keys import Purpose
 from fedcl.orders import TrainOrder
+from fedcl.timing import doing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +127,17 @@ def train_block(
         own=anchors.own(site, own),
         anchors=anchors.shared(site, order),
     )
-    result = site.trainer.train(block)
+    with doing("training"):
+        result = site.trainer.train(block)
+    with doing("statistics"):
+        return _answers(site, order, own, laid, rows, block, result)
+
+
+def _answers(
+    site: Site, order: TrainOrder, own: Records, laid: Laid, rows: slice, block: Block, result: Result
+) -> tuple[Tensor, dict[str, NDArray[Any]]]:
+    """Write the records and return the answers of trained clients."""
+    weights = block.shared
     steps = torch.from_numpy(laid.counts[rows]).to(site.dtype).to(site.device)
     samples = torch.from_numpy(laid.samples[rows]).to(site.dtype).to(site.device)
     update = result.after - weights

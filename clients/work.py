@@ -17,6 +17,7 @@ from clients.block import lay, train_block
 from clients.memories import Ints, Records
 from clients.site import Site
 from fedcl.orders import ClientError, Order, TrainOrder, TrainReply
+from fedcl.timing import doing
 
 Asked = TypeVar("Asked", bound=Order)
 COLUMNS = ("clients", "rows", "accepted", "oldest", "tasks", "clocks", "leaving")  # of an order: one entry a client
@@ -45,10 +46,12 @@ class Worked:
 
 def train(site: Site, order: TrainOrder, store: Store) -> TrainReply:
     """Carry out a training order and save the new records of the clients that answered."""
-    old = store.load(order.clients, order.packs, order.rows, records.fresh(site.record))
+    with doing("state in"):
+        old = store.load(order.clients, order.packs, order.rows, records.fresh(site.record))
     worked = _persistent(site, order, old)
     name = f"r{order.round:06d}-c{order.cohort:05d}.pack" if len(worked.clients) else ""
-    checksum = store.save(name, worked.clients, worked.records) if name else ""
+    with doing("state out"):
+        checksum = store.save(name, worked.clients, worked.records) if name else ""
     return TrainReply(
         round=order.round, cohort=order.cohort, clients=worked.clients, table=worked.table, errors=worked.errors,
         total=worked.total.cpu().numpy(), pack=name, checksum=checksum,
@@ -95,7 +98,8 @@ def work(site: Site, order: TrainOrder, old: Records) -> Worked:
     total = torch.zeros(site.layout(order.statistics).size, dtype=site.dtype, device=site.device)
     if not len(order.clients):
         return Worked(total=total, clients=order.clients, records=old, table={}, errors=[])
-    laid, stack = lay(site, order, old), site.stack
+    with doing("data"):
+        laid, stack = lay(site, order, old), site.stack
     tables, errors, fine = [], list[ClientError](), np.ones(len(old), np.bool_)
     for begin in range(0, len(old), stack):
         rows = slice(begin, min(begin + stack, len(old)))

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from fedcl import config, rundir
+from fedcl import config, rundir, timing
 from fedcl.answers import Tensors
 from fedcl.config import Scenario
 from fedcl.engine import choice
@@ -102,9 +102,16 @@ def load(directory: Path | str) -> Run:
 
 
 def run(
-    scenario: Scenario, *, out: Path | None = None, command: str = "", listeners: Sequence[Listener] = ()
-) -> Outcome:
+    scenario: Scenario, *, out: Path | None = None, command: str = "", listeners: Sequence[Listener] = (),
+    profile: bool = False,
+) -> Outcome:  # fmt: skip
     """Run a scenario in simulation and write its run directory.
+
+    Args:
+        out: exactly this run directory.
+        command: what the run directory says that the run was started with.
+        listeners: are called with every event of the journal.
+        profile: write down where the time goes (`fedcl.timing`).
 
     Raises:
         ConfigError: the scenario contradicts its data, or `out` cannot be used.
@@ -115,10 +122,12 @@ def run(
         raise ConfigError(
             f"stream.dataset.name = 'local': {where}; fedcl server and fedcl client run it, there or here"
         )
-    return _go(scenario, rundir.create(scenario, out), command, listeners)
+    return _go(scenario, rundir.create(scenario, out), command, listeners, profile)
 
 
-def resume(directory: Path | str, *, command: str = "", listeners: Sequence[Listener] = ()) -> Outcome:
+def resume(
+    directory: Path | str, *, command: str = "", listeners: Sequence[Listener] = (), profile: bool = False
+) -> Outcome:
     """Go on with a run from its last checkpoint; one that had finished stays as it is.
 
     Raises:
@@ -127,16 +136,18 @@ def resume(directory: Path | str, *, command: str = "", listeners: Sequence[List
     found = load(directory)
     if rundir.finished(found.directory):
         return Outcome(found.directory, 0, found.results)
-    return _go(found.config, found.directory, command, listeners)
+    return _go(found.config, found.directory, command, listeners, profile)
 
 
-def _go(scenario: Scenario, folder: Path, command: str, listeners: Sequence[Listener]) -> Outcome:
+def _go(scenario: Scenario, folder: Path, command: str, listeners: Sequence[Listener], profile: bool) -> Outcome:
     """Start the engine and hand it to the ServerApp."""
     from fedcl.engine import flower
 
     settle()
     tokens = rundir.LISTENERS.set(tuple(listeners)), rundir.COMMAND.set(command)
     code, message, grid = 0, "", None
+    if profile:
+        timing.start()
     try:
         with listening() as stop:  # a stop that is asked for while Ray starts counts too
             grid = _grid(scenario, folder)
@@ -153,6 +164,8 @@ def _go(scenario: Scenario, folder: Path, command: str, listeners: Sequence[List
             grid.close()
         rundir.LISTENERS.reset(tokens[0])
         rundir.COMMAND.reset(tokens[1])
+        if profile:
+            timing.write(folder, timing.stop())
     return Outcome(folder, code, load(folder).results, message)
 
 

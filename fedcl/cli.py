@@ -120,6 +120,9 @@ def _run(
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Exactly this run directory.")] = None,
     resume: Annotated[Path | None, typer.Option(metavar="DIR", help="Go on with a stopped run.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the run directory and errors only.")] = False,
+    profile: Annotated[
+        bool, typer.Option(help="Write where the time goes: profile.json, trace.json (Chrome).")
+    ] = False,
 ) -> int:
     """Run a federation. Exit 0: finished; 2: bad configuration; 1: failed; 75: stopped, resumable."""
     target = _asked(scenario, overrides or [], out, resume)
@@ -131,9 +134,13 @@ def _run(
     with Progress(quiet=quiet) as progress:
         if isinstance(target, Path):
             progress.catch_up(api.load(target).events)
-            outcome = api.resume(target, command=context.obj, listeners=[progress])
+            outcome = api.resume(target, command=context.obj, listeners=[progress], profile=profile)
         else:
-            outcome = api.run(target, out=out, command=context.obj, listeners=[progress])
+            outcome = api.run(target, out=out, command=context.obj, listeners=[progress], profile=profile)
+    if profile and not quiet:
+        from fedcl import timing
+
+        typer.echo(timing.table(json.loads((outcome.directory / "profile.json").read_text())))
     return _finish(outcome, quiet)
 
 

@@ -15,6 +15,7 @@ from fedcl.interrupt import Stopped, listening
 from fedcl.orders import Ints
 from fedcl.real.nodes import Nodes
 from fedcl.streams import empty_cells
+from fedcl.timing import doing
 from server import trouble
 from server.consolidation import consolidate
 from server.evaluation import evaluate, measured
@@ -78,22 +79,25 @@ def one_round(federation: Federation, state: State, round: int) -> State:
     """Score, select, plan, train; aggregate, optimise, project; consolidate; evaluate."""
     server, nothing = federation.scenario.server, np.zeros(len(state.begun), np.bool_)
     federation.refuse_late()
-    there, before, left = present(federation, state, round)
+    with doing("selection"):
+        there, before, left = present(federation, state, round)
     if len(left[0]):  # newer data has reached them since the round before: that was their last one at their task
         before = closed(federation, before, round - 1, None, nothing, federation.over(before, round - 1), left)
-    before = federation.begin_tasks(before, round)
-    before = score(federation, before, round, there)
-    chosen, before = federation.select(before, round, there)
-    cohorts = federation.plan(before, round, chosen)
+    with doing("selection"):
+        before = federation.begin_tasks(before, round)
+        before = score(federation, before, round, there)
+        chosen, before = federation.select(before, round, there)
+        cohorts = federation.plan(before, round, chosen)
     trace(federation, before, round, cohorts)
     riding = federation.riding(before, round, cohorts)
     total, state = train(federation, before, round, cohorts, riding)
     if total is not None:
-        method, step = server.method.end_round(state.method, state.weights, total)
-        moments, step = server.optimizer.apply(state.optimizer, step)
-        step = server.method.project(method, step)
-        weights = {name: weight + step[name] for name, weight in state.weights.items()}
-        state = replace(state, method=method, optimizer=moments, weights=weights)
+        with doing("update"):
+            method, step = server.method.end_round(state.method, state.weights, total)
+            moments, step = server.optimizer.apply(state.optimizer, step)
+            step = server.method.project(method, step)
+            weights = {name: weight + step[name] for name, weight in state.weights.items()}
+            state = replace(state, method=method, optimizer=moments, weights=weights)
     ended, leavers = federation.ended(before, state, round)
     return closed(federation, state, round, total, riding, ended, leavers)
 
@@ -109,7 +113,8 @@ def closed(
         ended, leavers: tasks that nobody will meet again; clients that leave a task, and that task.
     """
     server = federation.scenario.server
-    asked, state = consolidate(federation, state, round, ended, leavers)
+    with doing("consolidation"):
+        asked, state = consolidate(federation, state, round, ended, leavers)
     over = list(ended) or np.flatnonzero(riding).tolist()
     if over or asked is not None:
         riders = total if riding.any() else None
@@ -117,4 +122,5 @@ def closed(
         method, weights = server.method.end_task(state.method, state.weights, known, over)
         state = replace(state, method=method, weights=weights)
         federation.report(round, server.method.report(method, known, over))
-    return evaluate(federation, state, round, ended, leavers)
+    with doing("evaluation"):
+        return evaluate(federation, state, round, ended, leavers)

@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 from fedcl import wire
 from fedcl.interrupt import StopRequest
 from fedcl.orders import Array, ClientError, Order, Reply
+from fedcl.timing import doing
 
 R = TypeVar("R", bound=Reply)
 COLUMNS, LONGEST = 64, 100  # of a reply's table: columns, and letters of their names
@@ -29,7 +30,8 @@ def exchange(
         deadline: seconds that all replies together may take.
         missing: gets id and place of each message whose reply did not come in time; it may come later.
     """
-    ids = list(grid.push_messages(messages))  # None: Flower could not send it
+    with doing("broadcast"):
+        ids = list(grid.push_messages(messages))  # None: Flower could not send it
     place = {message_id: number for number, message_id in enumerate(ids) if message_id is not None}
     end, here, following = time.monotonic() + deadline, dict[int, Message](), 0
     while following < len(ids):
@@ -39,7 +41,8 @@ def exchange(
             following += 1
             continue
         waiting = [message_id for message_id, number in place.items() if number >= following and number not in here]
-        fresh = list(grid.pull_messages(waiting))
+        with doing("waiting"):
+            fresh = list(grid.pull_messages(waiting))
         here |= {place[reply.metadata.reply_to_message_id]: reply for reply in fresh}
         if not fresh and time.monotonic() > end:
             if missing is not None:

@@ -29,6 +29,7 @@ from fedcl.plan import Cohort
 from fedcl.source import sample
 from fedcl.state import Index, PackStore, records_digest
 from fedcl.streams import Stream
+from fedcl.timing import doing
 from fedcl.world import as_text, world
 from server import checkpoint
 from server.exchange import Size, exchange, post, taken
@@ -201,7 +202,11 @@ class Federation:
         due = due or not self.packs
         if state.round == round or not (due or now):
             return state
-        began, folder = time.monotonic(), self.folder / "checkpoints"
+        with doing("checkpoint"):
+            return self._committed(state)
+
+    def _committed(self, state: State) -> State:
+        settings, began, folder = self.scenario.checkpoint, time.monotonic(), self.folder / "checkpoints"
         index = self.packs.compact(state.index, f"r{state.round:06d}-live.pack") if self.packs else state.index
         state = replace(state, index=index)
         self.journal.sync()
@@ -295,11 +300,13 @@ class Federation:
         roster = self.roster
         addressed = [(order, roster.ids[roster.nodes[order.clients[0]]]) for order in orders]
         flat = (lambda: self.parameters.flatten(state.weights).numpy()) if weights else None
-        messages = post(self.grid, kind, addressed, flat, self.text)
+        with doing("broadcast"):
+            messages = post(self.grid, kind, addressed, flat, self.text)
         missing: dict[str, int] = {}
         replies = exchange(self.grid, messages, self.scenario.server.deadline, self.stop, missing)
         for order, message in zip(orders, replies, strict=True):
-            reply, errors = taken(message, order, answer, problem, size)
+            with doing("reduce"):
+                reply, errors = taken(message, order, answer, problem, size)
             for error in errors:
                 failed(error) if failed else self.client_error(order.round, error)
             if reply is not None:

@@ -14,6 +14,7 @@ from fedcl.answers import Answer, Layout
 from fedcl.errors import FederationError
 from fedcl.orders import Array, ClientError, TrainOrder, TrainReply
 from fedcl.plan import Cohort
+from fedcl.timing import doing
 from server.acceptance import Known, counts_problem, sum_problem, update_problem
 from server.exchange import Size
 from server.federation import Federation, round_to
@@ -66,9 +67,10 @@ def train(
     for order, reply in federation.ask("train", orders, state, TrainReply, problem, size, done.errors.append):
         if not len(reply.clients):
             continue
-        _add(done, order, reply)
-        if federation.packs and reply.pack:
-            index = index.place(reply.pack, reply.checksum, reply.clients)
+        with doing("reduce"):
+            _add(done, order, reply)
+            if federation.packs and reply.pack:
+                index = index.place(reply.pack, reply.checksum, reply.clients)
     down = federation.parameters.size * dtype.itemsize + sum(each.nbytes for each in shared.values())
     _write(federation, round, cohorts, done, time.monotonic() - began, down)
     _enough(federation, round, sum(len(cohort.clients) for cohort in cohorts), len(done.clients))

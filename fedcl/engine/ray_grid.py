@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from flwr.app import Error, Message
 
-from fedcl import wire
+from fedcl import timing, wire
 from fedcl.engine import flower
 from fedcl.engine.grid import LocalGrid
 from fedcl.engine.worker import EMPTY, Worker
@@ -185,7 +185,8 @@ class RayGrid(LocalGrid):
     def _collect(self, reference: Any) -> None:
         worker, call = self._running.pop(reference)
         try:
-            replies: list[Reply | str] = self._ray.get(reference)
+            replies: list[Reply | str]
+            replies, marks = self._ray.get(reference) if call else (self._ray.get(reference), ())
         except self._ray.exceptions.RayActorError as error:
             if call:
                 self._repeat(call, error)
@@ -197,6 +198,7 @@ class RayGrid(LocalGrid):
         self._idle.append(worker)
         if not call:
             return
+        timing.add(marks)
         for message, reply in zip(call.messages, replies, strict=True):
             if isinstance(reply, str):
                 self._give_up((message,), reply)

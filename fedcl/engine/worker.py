@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fedcl import timing
 from fedcl.orders import Array, Order, Reply
 
 CARRIES_OUT = {
@@ -39,7 +40,9 @@ class Worker:
         """Return the process id and whether this machine sees the file `token` of the run directory."""
         return os.getpid(), Path(token).exists()
 
-    def carry_out(self, stream: Sequence[Any], weights: Array, orders: Sequence[Order]) -> list[Reply | str]:
+    def carry_out(
+        self, stream: Sequence[Any], weights: Array, orders: Sequence[Order]
+    ) -> tuple[list[Reply | str], list[timing.Mark]]:
         """Carry out the orders of one call, which share the weights; an order that fails gives its traceback.
 
         Args:
@@ -47,7 +50,7 @@ class Worker:
         """
         if self._site is None:
             self._site = found("clients.site:make_site")(self._config, found("ray:get")(stream[0]))
-        return [self._carry_out(replace(order, weights=weights)) for order in orders]
+        return [self._carry_out(replace(order, weights=weights)) for order in orders], timing.taken()
 
     def _carry_out(self, order: Order) -> Reply | str:
         try:
