@@ -120,6 +120,7 @@ class TrainReply(Reply):
     total: Array  # (A,) flat
     pack: str = ""
     checksum: str = ""
+    seconds: float = 0.0  # that the cohort took where it was trained; results do not depend on it
 
 
 @dataclass(frozen=True, kw_only=True)

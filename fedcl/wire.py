@@ -199,6 +199,7 @@ def _is_table(value: Any) -> bool:
 # What each type of field is checked by.
 SOUND: dict[Any, Callable[[Any], bool]] = {
     int: lambda value: type(value) is int,
+    float: lambda value: type(value) in (int, float) and 0 <= value < math.inf,
     str: lambda value: isinstance(value, str),
     list[str]: lambda value: isinstance(value, list) and all(isinstance(each, str) for each in value),
     list[ClientError]: lambda value: isinstance(value, list),

@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ from server.exchange import Size
 from server.federation import Federation, round_to
 from server.state import State
 
+SLOW, MOMENT = 2.0, 0.1  # a cohort is slow at so many times its predicted seconds, and so many seconds more
+
 
 @dataclass(kw_only=True)
 class Round:
@@ -30,6 +33,7 @@ class Round:
     tasks: list[int] = field(default_factory=list)
     columns: dict[str, list[Array]] = field(default_factory=dict)
     errors: list[ClientError] = field(default_factory=list)
+    cohorts: list[tuple[int, int, float]] = field(default_factory=list)  # number, steps, seconds
 
 
 def train(
@@ -102,6 +106,7 @@ def _problem(federation: Federation, layout: Layout, dtype: torch.dtype, known: 
 def _add(done: Round, order: TrainOrder, reply: TrainReply) -> None:
     done.total += torch.from_numpy(reply.total.copy())
     task = dict(zip(order.clients.tolist(), order.tasks.tolist(), strict=True))
+    done.cohorts.append((reply.cohort, int(reply.table["steps"].sum()), reply.seconds))
     done.clients += reply.clients.tolist()
     done.tasks += [task[client] for client in reply.clients.tolist()]
     for name, column in reply.table.items():
@@ -128,7 +133,25 @@ def _write(
         "bytes_up": len(done.clients) * len(done.total) * width,
         "bytes_down": asked * down,
         "failed": len(done.errors), "evicted": int(columns.get("evicted", n).sum()),
+        "stragglers": stragglers(done.cohorts),
     })  # fmt: skip
+
+
+def stragglers(cohorts: Sequence[tuple[int, int, float]]) -> list[dict[str, Any]]:
+    """Return which cohorts took far longer than their steps explain: more than SLOW times what the median one needs.
+
+    Args:
+        cohorts: number, steps and seconds of each; fewer than four say nothing.
+    """
+    paces = [seconds / steps for _, steps, seconds in cohorts if steps]
+    if len(paces) < 4:
+        return []
+    pace = float(np.median(paces))
+    return [
+        {"cohort": number, "seconds": round_to(seconds), "expected": round_to(steps * pace)}
+        for number, steps, seconds in cohorts
+        if seconds > SLOW * steps * pace + MOMENT
+    ]
 
 
 def _enough(federation: Federation, round: int, asked: int, answered: int) -> None:

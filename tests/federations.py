@@ -59,7 +59,10 @@ def hashes(results: Plain) -> list[str]:
 def journal(folder: Path) -> list[Plain]:
     """Return a run's events without what may differ between two runs of the same: times, command, checkpoints."""
     events = [event for event in read_events(folder) if event["event"] != "checkpoint"]
-    return [{name: each for name, each in event.items() if name not in ("seconds", "command")} for event in events]
+    return [
+        {name: each for name, each in event.items() if name not in ("seconds", "command", "stragglers")}
+        for event in events
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)

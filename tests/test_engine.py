@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 from flwr.app import Message
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fedcl.config import Plain, Scenario
-from fedcl.engine.ray_grid import Call, RayGrid
+from fedcl.engine.ray_grid import Call, RayGrid, dealt
+from server.training import stragglers
 from tests.federations import hashes, journal, run, tiny
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -161,3 +164,30 @@ def test_a_killed_worker_changes_nothing(name: str, tmp_path: Path, monkeypatch:
     assert hashes(found) == hashes(expected)
     assert journal(tmp_path / "killed") == journal(tmp_path / "inline")
     assert found["cost"]["failed"] == 0
+
+
+# Scheduling
+
+
+def test_calls_are_dealt_longest_first():
+    """9, 7, 6, 5, 4, 2 on two: 9 + 5 + 2 and 7 + 6 + 4; the longer call starts first, cohorts in it stay in order."""
+    assert dealt([9, 7, 6, 5, 4, 2], 2) == [[1, 2, 4], [0, 3, 5]]
+    assert dealt([1, 5], 4) == [[1], [0]]
+    assert dealt([], 3) == []
+
+
+@given(st.lists(st.floats(0, 1e6), max_size=30), st.integers(1, 8))
+def test_every_cohort_is_dealt_once_and_no_call_is_far_above_the_mean(costs: list[float], parts: int):
+    """Graham's bound: the longest call is at most the mean and one more cohort."""
+    found = dealt(costs, parts)
+    assert sorted(number for part in found for number in part) == list(range(len(costs)))
+    sums = [sum(costs[number] for number in part) for part in found]
+    assert max(sums, default=0) <= sum(costs) / parts + max(costs, default=0) * (1 + 1e-9) + 1e-6
+    assert all(sums[i] >= sums[i + 1] - 1e-6 for i in range(len(sums) - 1))
+
+
+def test_a_cohort_that_takes_longer_than_its_steps_explain_is_a_straggler():
+    """Median 0.01 s a step: 300 steps are 3 s; 7 s are more than twice that; 0.15 s for 10 are a moment's delay."""
+    cohorts = [(0, 300, 3.0), (1, 200, 2.0), (2, 300, 7.0), (3, 10, 0.15), (4, 100, 1.0)]
+    assert stragglers(cohorts) == [{"cohort": 2, "seconds": 7.0, "expected": 3.0}]
+    assert stragglers(cohorts[:3]) == []

@@ -13,7 +13,7 @@ from fedcl.config import Scenario, StreamConfig
 from fedcl.errors import ConfigError
 from fedcl.streams import Dataset, Stream, build_stream, empty_cells
 from fedcl.streams.datasets import Digits, Synthetic, _digits, held_out
-from fedcl.streams.partition import IID, Dirichlet, Shards
+from fedcl.streams.partition import IID, Dirichlet, Drawn, Shards
 from fedcl.streams.schedule import Entry, Explicit, Own, Synchronous
 from fedcl.streams.tasks import split_classes
 
@@ -250,3 +250,50 @@ def test_the_digits_are_those_of_scikit_learn_with_and_without_it(monkeypatch: p
     for found in (read, _digits()):
         assert found.dtype == expected.dtype
         assert (found == expected).all()
+
+
+# Drawn cells
+
+
+@pytest.mark.parametrize("kind", ["class-incremental", "domain-incremental"])
+def test_drawn_items_are_of_their_task_and_do_not_depend_on_who_else_there_is(kind: str):
+    few, many = (
+        small_stream(kind=kind, tasks=3, clients=n, partition=Drawn(samples=9, test_samples=4)) for n in (5, 500)
+    )
+    for client, task in [(0, 0), (4, 2), (3, 1)]:
+        items, tested = few.train.cell(client, task), few.test.cell(client, task)
+        assert items.tolist() == many.train.cell(client, task).tolist()
+        assert (len(items), len(tested)) == (9, 4)
+        assert set(SMALL.y[items]) | set(SMALL.test_y[tested]) <= set(few.tasks[task].classes)
+    assert few.train.cell(0, 0).tolist() != few.train.cell(1, 0).tolist()
+    same = few.train.cell(2, 0).tolist() == few.train.cell(2, 1).tolist()
+    assert same == (kind == "domain-incremental")  # there tasks differ in how the same items are shown
+
+
+def test_drawn_items_are_uniform():
+    """20,000 draws of the 150 items of one task: chi-squared of 149 degrees below its 99.9 % quantile, 206."""
+    stream = small_stream(tasks=1, clients=400, partition=Drawn(samples=50))
+    counts = np.bincount(np.concatenate([stream.train.cell(client, 0) for client in range(400)]), minlength=150)
+    assert ((counts - 20_000 / 150) ** 2 / (20_000 / 150)).sum() < 206
+
+
+@pytest.mark.parametrize("partition", [IID(), Drawn(samples=9)], ids=["shared out", "drawn"])
+def test_visits_taken_together_are_those_taken_one_by_one(partition):
+    stream = small_stream(tasks=3, clients=5, partition=partition)
+    clients, tasks = np.array([4, 0, 2]), np.array([2, 0, 1])
+    starts, stops = np.array([0, 2, 1]), np.array([3, 6, 1])
+    items, shown = stream.visited(clients, tasks, starts, stops)
+    assert items.shape == shown.shape == (3, 4)
+    for row, (client, task, start, stop) in enumerate(zip(clients, tasks, starts, stops, strict=True)):
+        expected, task_of = stream.items(client, task, start, stop)
+        assert items[row, : len(expected)].tolist() == expected.tolist()
+        assert shown[row, : len(expected)].tolist() == task_of.tolist()
+        assert not items[row, len(expected) :].any()
+
+
+def test_a_million_drawn_clients_take_the_memory_of_a_few():
+    """Each has the same number of items, which is held once; nothing of the cells grows with the clients."""
+    stream = small_stream(tasks=1, clients=1_000_000, partition=Drawn(samples=50))
+    assert stream.train.count.strides[0] == 0
+    assert stream.train.items.nbytes + stream.train.start.nbytes < 10_000
+    assert len(stream.train.cell(999_999, 0)) == 50

@@ -29,7 +29,7 @@ from fedcl.engine.worker import EMPTY, Worker
 from fedcl.errors import FederationError
 from fedcl.fingerprint import fingerprint
 from fedcl.interrupt import Stopped
-from fedcl.orders import Order, Reply, TrainOrder
+from fedcl.orders import Order, TrainOrder
 from fedcl.process import environment
 from fedcl.streams import Stream
 
@@ -183,27 +183,50 @@ class RayGrid(LocalGrid):
         return replies
 
     def _collect(self, reference: Any) -> None:
-        worker, call = self._running.pop(reference)
+        worker, call = self._running[reference]
         try:
-            replies: list[Reply | str]
-            replies, marks = self._ray.get(reference) if call else (self._ray.get(reference), ())
+            done = self._ray.get(reference)
         except self._ray.exceptions.RayActorError as error:
-            if call:
-                self._repeat(call, error)
-            else:
-                time.sleep(PAUSE)
-            # A call to a worker that is still down fails at once, and would be held against its cohorts.
-            self._running[worker.ready.remote("")] = (worker, None)
+            self._buried(worker, error)
             return
+        del self._running[reference]
         self._idle.append(worker)
         if not call:
             return
+        replies, marks = done
         timing.add(marks)
         for message, reply in zip(call.messages, replies, strict=True):
             if isinstance(reply, str):
                 self._give_up((message,), reply)
             else:
                 self._ready.append(Message(wire.Plain(reply), reply_to=message))
+
+    def _buried(self, worker: Any, error: Exception) -> None:
+        """Queue anew what a dead worker had to do; only the call that it was at is held against its cohorts."""
+        calls = [(reference, call) for reference, (mine, call) in self._running.items() if mine is worker]
+        held = False
+        for reference, call in calls:  # in the order in which it was given them, which is that of its work
+            finished = self._ray.wait([reference], timeout=0)[0] and not self._failed(reference)
+            if finished:
+                self._collect(reference)
+                continue
+            del self._running[reference]
+            if not call:
+                time.sleep(PAUSE)
+            elif held:
+                self._queue.appendleft(call)
+            else:
+                held = True
+                self._repeat(call, error)
+            # A call to a worker that is still down fails at once, and would be held against its cohorts.
+            self._running[worker.ready.remote("")] = (worker, None)
+
+    def _failed(self, reference: Any) -> bool:
+        try:
+            self._ray.get(reference)
+        except self._ray.exceptions.RayActorError:
+            return True
+        return False
 
     def _repeat(self, call: Call, error: Exception) -> None:
         """Queue the cohorts of a worker that died again, one a call, in the same form."""
