@@ -29,7 +29,7 @@ from clients.step import Moving, Step, Told
 
 # Steps of one form before it is recorded: to record takes as long as some fifty steps. FEDCL_EAGER=1: never, so that
 # what a loss prints, or a debugger stops at, comes by in every step.
-PLAYED_AFTER = sys.maxsize if os.environ.get("FEDCL_EAGER", "0") not in ("", "0") else 24
+PLAYED_AFTER = sys.maxsize if os.environ.get("FEDCL_EAGER", "0") not in ("", "0") else 48
 Flat = Callable[..., list[Tensor]]
 Take = Callable[[Tensor, Batch], Told]  # count (k,), batch
 Form = tuple[Any, ...]

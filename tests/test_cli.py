@@ -200,7 +200,7 @@ def test_all_names_are_listed_by_topic(capsys):
     names = json.loads(printed(capsys, "list", "--json"))
     assert list(names) == list(TOPICS)
     assert names["partitions"][:3] == ["iid", "dirichlet", "shards"]
-    assert "partitions: iid, dirichlet, shards" in printed(capsys, "list").splitlines()
+    assert "partitions: iid, dirichlet, shards, drawn" in printed(capsys, "list").splitlines()
 
 
 def test_the_doctor_finds_this_machine_well(capsys):

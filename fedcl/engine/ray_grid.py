@@ -190,7 +190,7 @@ class RayGrid(LocalGrid):
             self._buried(worker, error)
             return
         del self._running[reference]
-        self._idle.append(worker)
+        self._idle.extend([worker] * (1 if call else SLOTS))
         if not call:
             return
         replies, marks = done
@@ -218,8 +218,9 @@ class RayGrid(LocalGrid):
             else:
                 held = True
                 self._repeat(call, error)
-            # A call to a worker that is still down fails at once, and would be held against its cohorts.
-            self._running[worker.ready.remote("")] = (worker, None)
+        # A call to a worker that is still down fails at once, and would be held against its cohorts: it is asked first.
+        self._idle = deque(each for each in self._idle if each is not worker)
+        self._running[worker.ready.remote("")] = (worker, None)
 
     def _failed(self, reference: Any) -> bool:
         try:
