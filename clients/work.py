@@ -3,7 +3,6 @@
 A pure function of the order and the records it names, so a lost or failed cohort is repeated anywhere in the same form.
 """
 
-import time
 import traceback
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
@@ -47,7 +46,6 @@ class Worked:
 
 def train(site: Site, order: TrainOrder, store: Store) -> TrainReply:
     """Carry out a training order and save the new records of the clients that answered."""
-    began = time.perf_counter()
     with doing("state in"):
         old = store.load(order.clients, order.packs, order.rows, records.fresh(site.record))
     worked = _persistent(site, order, old)
@@ -56,7 +54,7 @@ def train(site: Site, order: TrainOrder, store: Store) -> TrainReply:
         checksum = store.save(name, worked.clients, worked.records) if name else ""
     return TrainReply(
         round=order.round, cohort=order.cohort, clients=worked.clients, table=worked.table, errors=worked.errors,
-        total=worked.total.cpu().numpy(), pack=name, checksum=checksum, seconds=time.perf_counter() - began,
+        total=worked.total.cpu().numpy(), pack=name, checksum=checksum,
     )  # fmt: skip
 
 

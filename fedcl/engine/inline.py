@@ -1,13 +1,16 @@
 """The inline grid: the ClientApp in this process, one message after another. No start-up, no other process."""
 
 import importlib
+import time
 import traceback
 from collections.abc import Iterable
 
 from flwr.app import Error, Message
 
+from fedcl import wire
 from fedcl.engine import flower
 from fedcl.engine.grid import LocalGrid
+from fedcl.orders import TrainReply
 
 CLIENT_APP = "clients.app:app"
 
@@ -36,8 +39,12 @@ class InlineGrid(LocalGrid):
         return []
 
     def _carry_out(self, message: Message) -> Message:
+        began = time.perf_counter()
         try:
-            return self._app(message, self._context)  # type: ignore[no-any-return]
+            answer: Message = self._app(message, self._context)
+            if isinstance(answer.content, wire.Plain) and isinstance(answer.content.message, TrainReply):
+                answer.content.message = answer.content.message.timed(time.perf_counter() - began)
+            return answer
         except Exception:  # a failed client is data: the server logs it with its name
             return Message(Error(code=2, reason=traceback.format_exc()), reply_to=message)
 

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fedcl import timing
-from fedcl.orders import Array, Order, Reply
+from fedcl.orders import Array, Order, Reply, TrainReply
 
 CARRIES_OUT = {
     "TrainOrder": "clients.work:train",
@@ -54,8 +55,8 @@ class Worker:
 
     def _carry_out(self, order: Order) -> Reply | str:
         try:
-            store = found("fedcl.state:PackStore")(Path(order.folder))
+            began, store = time.perf_counter(), found("fedcl.state:PackStore")(Path(order.folder))
             reply: Reply = found(CARRIES_OUT[type(order).__name__])(self._site, order, store)
-            return reply
+            return reply.timed(time.perf_counter() - began) if isinstance(reply, TrainReply) else reply
         except Exception:  # a failed cohort is data: the server logs it with the names of its clients
             return traceback.format_exc()
