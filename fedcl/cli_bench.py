@@ -39,6 +39,9 @@ def bench(
     pairs: Annotated[int, typer.Option(help="How often both run, in turn.")] = 5,
     rounds: Annotated[int | None, typer.Option(help="Rounds of a run, the 2 warm ones included.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the figures as JSON.")] = None,
+    tune: Annotated[
+        str | None, typer.Option(metavar="SCENARIO", help="Find its fastest engine settings on this machine instead.")
+    ] = None,
 ) -> int:
     """Measure client updates per second beside Flower's simulation, pfl, plain loops and the compute limit.
 
@@ -52,6 +55,13 @@ def bench(
     from fedcl.bench.table import table
     from fedcl.journal import write_json
 
+    if tune:
+        from fedcl.bench.tune import tune as tuned
+
+        with Console(stderr=True).status("") as status:
+            text = tuned(tune, overrides or (), rounds, status.update)
+        typer.echo(text)
+        return 0
     asked = runner.cases(_names(workload), _numbers(clients), _names(against), rounds, overrides or ())
     if not against and installed("pfl") is None:
         typer.echo("fedcl: note: pfl is left out, as it is not installed; pip install 'fedcl[bench]'", err=True)

@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from fedcl import api
-from fedcl.bench import crew, launch, limit, loop, runner, spec, workloads
+from fedcl import api, config
+from fedcl.bench import crew, launch, limit, loop, runner, spec, tune, workloads
 from fedcl.bench.machine import installed
 from fedcl.bench.spec import Spec, Watch
+from fedcl.bench.tune import Alternative
 from fedcl.bench.work import Visit, Work, share, work_of
 from fedcl.bench.workloads import Between, ManyDigits
 from fedcl.cli import main
@@ -303,3 +304,44 @@ def test_rivals_come_to_the_same_weights(tmp_path: Path, workload: str, against:
         pytest.skip("pfl is not installed: pip install 'fedcl[bench]'")
     (result,) = compared(tmp_path, "--workload", workload, "--against", against)
     assert 0 <= result["max_weight_difference"] <= 1e-4
+
+
+# Tuning.
+
+
+def test_every_stack_that_a_round_fills_is_tried_and_auto_comes_first() -> None:
+    scenario = config.load("scale-synthetic", ["stream.clients=40", "server.clients_per_round=20", "engine.workers=2"])
+    tried = tune.alternatives(scenario)
+    assert tried[0] == Alternative("inline", 20)
+    assert tried[1:] == [Alternative(kind, stack) for kind in ("inline", "ray") for stack in (1, 8, 16)]
+    alone = config.load("scale-synthetic", ["stream.clients=8", "server.clients_per_round=8", "engine.workers=1"])
+    assert tune.alternatives(alone) == [Alternative("inline", 8), Alternative("inline", 1)]
+
+
+def test_the_line_is_that_of_the_fastest_by_the_median() -> None:
+    """Medians 150, 200 and 190: auto reaches .75 of the fastest."""
+    rates = {
+        Alternative("inline", 8): [100.0, 200.0],
+        Alternative("inline", 1): [190.0, 210.0],
+        Alternative("ray", 1): [80.0, 300.0],
+    }
+    said = tune.told(rates, Alternative("inline", 8))
+    assert "inline                  8  100-200 (auto)" in said
+    assert "inline                  1  190-210 (fastest)" in said
+    assert said.endswith("auto reaches 0.75 of the fastest; for the scenario:\nengine: {kind: inline, stack: 1}")
+    assert config.load("scale-synthetic", [tune.line(Alternative("ray", 16)).replace(": ", "=", 1)]).engine.stack == 16
+
+
+def test_too_few_rounds_and_unknown_scenarios_are_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--tune", "scale-synthetic", "--rounds", "3"]) == 2
+    assert "--rounds 3: must be at least 4" in capsys.readouterr().err
+    assert main(["bench", "--tune", "scale-sintetic"]) == 2
+    assert "scale-synthetic" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_tuning_prints_a_line_that_the_scenario_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["stream.clients=2", "server.clients_per_round=2", "stream.dataset.samples=200", "engine.workers=1"]
+    assert main(["bench", "--tune", "scale-synthetic", "--rounds", "4", *small]) == 0
+    last = capsys.readouterr().out.rstrip().splitlines()[-1]
+    assert last in ("engine: {kind: inline, stack: 1}", "engine: {kind: inline, stack: 2}")
