@@ -3,8 +3,9 @@
 What PyTorch's eager `vmap` and autograd cost a stack of small models is not the arithmetic but their bookkeeping in
 Python, anew in every step. So a step that comes by again and again in one form (names, shapes, number of clients) is
 traced into the list of plain tensor operations that it is made of (`make_fx`), and that list is played from then on.
-It is played only if it gives the same bits as the step itself on the batch on which it was recorded. So it never
-matters, to any result, when or in which process a step was recorded; only how fast it is.
+It is played only if it gives the same bits as the step itself, on the batch on which it was recorded and on the next
+two: numbers of a batch that a loss has read behind PyTorch's back would show there. So it never matters, to any result,
+when or in which process a step was recorded; only how fast it is.
 
 `engine.compile` lets PyTorch's compiler fuse the operations of a full stack as well. That gives other roundings, so it
 is part of the configuration, and such a step is never taken in any other way.
@@ -19,7 +20,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree
 
 from clients.graphs import tidied
@@ -30,6 +30,8 @@ from clients.step import Moving, Step, Told
 # Steps of one form before it is recorded: to record takes as long as some fifty steps. FEDCL_EAGER=1: never, so that
 # what a loss prints, or a debugger stops at, comes by in every step.
 PLAYED_AFTER = sys.maxsize if os.environ.get("FEDCL_EAGER", "0") not in ("", "0") else 48
+COMPARED = 3  # steps that are taken both ways before what is played is trusted
+MOST = 256  # forms that a process records
 Flat = Callable[..., list[Tensor]]
 Take = Callable[[Tensor, Batch], Told]  # count (k,), batch
 Form = tuple[Any, ...]
@@ -41,7 +43,8 @@ class Programs:
 
     compile: int = 0  # stacks of so many clients are compiled; 0: none
     known: dict[Form, Flat | None] = field(default_factory=dict)
-    seen: dict[Form, int] = field(default_factory=dict)
+    seen: dict[Form, int] = field(default_factory=dict)  # steps of each form
+    trials: dict[Form, tuple[Flat, int]] = field(default_factory=dict)  # recorded, and how often compared
 
     def segment(self, step: Step, lifted: Lift, moving: Moving, anchors: Anchors) -> Take:
         """Return how to take the steps of a segment, in which the same clients train."""
@@ -71,62 +74,95 @@ class Segment:
             raise
 
     def _first(self, count: Tensor, batch: Batch) -> Told:
-        """Take a step that is not recorded yet, and record it if its time has come."""
-        known, seen = self._programs.known, self._programs.seen
+        """Take a step that is not played yet, and record it if its time has come."""
+        programs = self._programs
         if self._form is None:
-            held = {
-                name: each for name, each in self._anchors.shared.items() if name != "global"
-            }  # that is as the weights
+            held = dict(self._anchors.shared)
+            held.pop("global", None)  # it lies as the weights do
             self._form = (self._step, *_form((self._moving, batch, held, self._anchors.own)))
-            self._play = known.get(self._form)
+            self._play = programs.known.get(self._form)
             if self._play is not None:
                 return self(count, batch)
-        compiled = self._programs.compile == len(self._moving.weights)
-        if self._form not in known:
-            seen[self._form] = seen.get(self._form, 0) + 1
-            if compiled or seen[self._form] >= PLAYED_AFTER:
-                return self._recorded(self._form, count, batch, compiled)
+        if self._form in programs.trials:
+            return self._compared(self._form, count, batch)
+        compiled = programs.compile == len(self._moving.weights)
+        if self._form not in programs.known:
+            seen = programs.seen[self._form] = programs.seen.get(self._form, 0) + 1
+            if compiled or (seen >= PLAYED_AFTER and len(programs.known) + len(programs.trials) < MOST):
+                self._record(self._form, count, batch, compiled)
+                return self._compiled(self._form, count, batch) if compiled else self._first(count, batch)
         return self._step(self._lifted, self._moving, count, batch, self._anchors)
 
     def _named(self, found: list[Tensor]) -> Told:
         names = self._step.terms
         return Told(dict(zip(names, found, strict=False)), found[len(names)], found[len(names) + 1])
 
-    def _recorded(self, form: Form, count: Tensor, batch: Batch, compiled: bool) -> Told:
-        """Take a step, record it, and play it from now on if what is played comes to the same.
+    def _record(self, form: Form, count: Tensor, batch: Batch, compiled: bool) -> None:
+        """Record the step, which is not taken; what cannot be recorded is not tried again.
 
         Raises:
-            RuntimeError: a step that must be compiled cannot be, or differs by more than roundings.
+            RuntimeError: a step that must be compiled cannot be.
         """
+        from torch.fx.experimental.proxy_tensor import make_fx  # a second, for who never needs it
+
         inputs, tree = _pytree.tree_flatten((self._moving, count, batch, self._anchors))
-        before, trial, lifted = _copies(inputs), _copies(inputs), self._lifted.pure
+        lifted = self._lifted.pure
 
         def flat(*given: Tensor) -> list[Tensor]:
             return list(_leaves(self._step(lifted, *_pytree.tree_unflatten(list(given), tree))))
 
-        told = self._step(self._lifted, self._moving, count, batch, self._anchors)
-        expected = [*_leaves(told), *inputs]
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of PyTorch about its own tracing
-                traced = tidied(make_fx(flat)(*trial), turn=compiled)
+                traced = tidied(make_fx(flat)(*_copies(inputs)), turn=compiled)
                 play: Flat = torch.compile(traced, dynamic=False) if compiled else traced.forward
-                with torch.no_grad():
-                    found = [*play(*before), *before]
         except Exception as error:  # a loss that looks at numbers cannot be recorded: it is run as it is, as before
             if compiled:
                 raise RuntimeError(f"engine.compile = true: the step cannot be compiled: {error}") from error
             self._programs.known[form] = None
-            return told
-        same = all(map(_close if compiled else _same_bits, found, expected))
-        if compiled and not same:
-            raise RuntimeError("engine.compile = true: the compiled step differs from the step by more than roundings")
-        self._programs.known[form] = self._play = play if same else None
-        if not compiled:
-            return told
-        for own, other in zip(self._before, before, strict=False):  # a compiled step is never taken in any other way
+            return
+        self._programs.trials[form] = (play, 0)
+
+    def _compared(self, form: Form, count: Tensor, batch: Batch) -> Told:
+        """Take a step, and play it on copies; play it from now on if both have come to the same often enough."""
+        play, times = self._programs.trials.pop(form)
+        told, found, expected = self._both(play, count, batch)
+        if not _alike(_same_bits, found, expected):
+            self._programs.known[form] = None
+        elif times + 1 < COMPARED:
+            self._programs.trials[form] = (play, times + 1)
+        else:
+            self._programs.known[form] = self._play = play
+        return told
+
+    def _compiled(self, form: Form, count: Tensor, batch: Batch) -> Told:
+        """Take the first step of a form that is compiled, and is never taken in any other way.
+
+        Raises:
+            RuntimeError: it cannot be compiled, or differs from the step itself by more than roundings.
+        """
+        play, _ = self._programs.trials.pop(form)
+        _, found, expected = self._both(play, count, batch)
+        if not _alike(_close, found, expected):
+            raise RuntimeError("engine.compile = true: the compiled step fails, or differs by more than roundings")
+        self._programs.known[form] = self._play = play
+        told = len(self._step.terms) + 2
+        for own, other in zip(self._before, found[told:], strict=False):
             own.detach().copy_(other)
         return self._named(found)
+
+    def _both(self, play: Flat, count: Tensor, batch: Batch) -> tuple[Told, list[Tensor], list[Tensor]]:
+        """Take a step and play it on copies; return what it tells, and all that playing and stepping have come to."""
+        inputs = [*self._before, count, *_leaves(batch), *self._behind]
+        copies = _copies(inputs)
+        told = self._step(self._lifted, self._moving, count, batch, self._anchors)
+        expected = [*_leaves(told), *inputs]
+        try:
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the compiler's own
+                return told, [*play(*copies), *copies], expected
+        except Exception:  # whatever a record cannot do, the step itself has done
+            return told, [], expected
 
 
 ALIGNED = 64  # bytes: where a tensor of its own begins; some kernels round otherwise elsewhere
@@ -162,6 +198,10 @@ def _form(tree: Any) -> Form:
     if isinstance(tree, dict):
         return tuple((name, _form(each)) for name, each in tree.items())
     return tuple(_form(each) for each in tree)
+
+
+def _alike(judge: Callable[[Tensor, Tensor], bool], found: list[Tensor], expected: list[Tensor]) -> bool:
+    return len(found) == len(expected) and all(map(judge, found, expected))
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:

@@ -20,6 +20,7 @@ from torch.func import functional_call
 from clients import records
 from clients.block import lay, train_block
 from clients.memories import Ints, Records
+from clients.programs import Programs
 from clients.site import Site
 from clients.trainer import Trainer, Watch
 from clients.work import Store, pick
@@ -38,7 +39,7 @@ class Watched(Site):
     @cached_property
     def trainer(self) -> Trainer:
         """The plain site's, watched."""
-        return replace(self.plain.trainer, watch=self.watch)
+        return replace(self.plain.trainer, watch=self.watch, programs=Programs())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -116,7 +116,7 @@ class Trainer:
     personal: tuple[str, ...] = ()  # parameters that stay on the client: nothing holds them to the global model
     path: bool = False  # whether the path of the training is wanted
     watch: Watch | None = None  # told how training goes
-    programs: Programs = field(default_factory=Programs)  # what has been recorded of its passes
+    programs: Programs = field(default_factory=Programs)  # what has been recorded of its steps: of this trainer's alone
 
     @cached_property
     def steps(self) -> dict[bool, Step]:

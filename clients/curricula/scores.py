@@ -22,6 +22,7 @@ from clients import visits
 from clients.answers.case import load_weights
 from clients.losses.cross_entropy import CrossEntropy
 from clients.memories import Ints, Records
+from clients.programs import Programs
 from clients.site import Site
 from clients.trainer import Block
 from clients.visits import Local
@@ -99,7 +100,7 @@ def _trained(site: Site, task: int) -> Tensor:
         buffers={name: torch.zeros_like(start[None]) for name in client.optimizer.buffers},
         steps_before=torch.zeros(1, dtype=torch.float64, device=site.device),
     )
-    trainer = replace(site.trainer, terms={"ce": CrossEntropy()}, transforms=())
+    trainer = replace(site.trainer, terms={"ce": CrossEntropy()}, transforms=(), programs=Programs())
     return trainer.train(block).after[0]
 
 
