@@ -22,7 +22,7 @@ ALLOCATOR = {
     "MALLOC_TRIM_THRESHOLD_": str(4 * TOP),
     "MALLOC_TOP_PAD_": str(TOP),
 }
-PASSED_ON = ("FEDCL_EAGER", "FEDCL_PROFILE")  # variables that a worker is to see as its driver does
+PASSED_ON = ("FEDCL_RECORD", "FEDCL_PROFILE")  # variables that a worker is to see as its driver does
 _MALLOPT = {"MALLOC_TRIM_THRESHOLD_": -1, "MALLOC_TOP_PAD_": -2, "MALLOC_MMAP_THRESHOLD_": -3}
 
 
