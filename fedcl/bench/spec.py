@@ -16,16 +16,12 @@ from fedcl.bench import workloads
 from fedcl.bench.memory import peaks
 from fedcl.bench.work import Work
 from fedcl.config import Scenario
+from fedcl.process import ALLOCATOR, ONE_THREAD
 
-# The same for everybody, set before a process begins. One thread each: the processes share the cores out. The sizes
-# keep glibc from giving every large buffer back to the system after each step, which costs up to a third of a step.
+# The same for everybody, set before a process begins: what fedcl's own workers have.
 ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
-    "MALLOC_TOP_PAD_": str(64 << 20),
+    **ONE_THREAD,
+    **ALLOCATOR,
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
