@@ -48,7 +48,7 @@ class Programs:
 
     def segment(self, step: Step, lifted: Lift, moving: Moving, anchors: Anchors) -> Take:
         """Return how to take the steps of a segment, in which the same clients train."""
-        never = PLAYED_AFTER >= sys.maxsize and self.compile != len(moving.weights)
+        never = sys.maxsize <= PLAYED_AFTER and self.compile != len(moving.weights)
         if never:  # then nothing need be counted either
             return lambda count, batch: step(lifted, moving, count, batch, anchors)
         return Segment(self, step, lifted, moving, anchors)
