@@ -4,8 +4,7 @@ What PyTorch's eager `vmap` and autograd cost a stack of small models is not the
 Python, anew in every step. So a step that comes by again and again in one form (names, shapes, number of clients) is
 traced into the list of plain tensor operations that it is made of (`make_fx`), and that list is played from then on.
 It is played only if it gives the same bits as the step itself, on the batch on which it was recorded and on the next
-two: numbers of a batch that a loss has read behind PyTorch's back would show there. That is not proof: steps are
-recorded where FEDCL_RECORD=1 asks for it, and never otherwise.
+two: numbers of a batch that a loss has read behind PyTorch's back would show there. FEDCL_RECORD=0 turns it off.
 
 `engine.compile` lets PyTorch's compiler fuse the operations of a full stack as well. That gives other roundings, so it
 is part of the configuration, and such a step is never taken in any other way.
@@ -27,9 +26,8 @@ from clients.lift import Lift
 from clients.losses import Anchors, Batch
 from clients.step import Moving, Step, Told
 
-# Steps of one form before it is recorded: to record takes as long as some fifty steps. Only where FEDCL_RECORD=1 asks
-# for it: in split-digits what is played still differs in a bit somewhere behind the batches that are compared.
-PLAYED_AFTER = 48 if os.environ.get("FEDCL_RECORD", "0") not in ("", "0") else sys.maxsize
+# Steps of one form before it is recorded: to record takes as long as some fifty steps.
+PLAYED_AFTER = 48 if os.environ.get("FEDCL_RECORD", "1") not in ("", "0") else sys.maxsize
 COMPARED = 3  # steps that are taken both ways before what is played is trusted
 MOST = 256  # forms that a process records
 Flat = Callable[..., list[Tensor]]
@@ -82,7 +80,8 @@ class Segment:
         if self._form is None:
             held = dict(self._anchors.shared)
             held.pop("global", None)  # it lies as the weights do
-            self._form = (self._step, *_form((self._moving, batch, held, self._anchors.own)))
+            # A stack of which one client is left has the shapes of a client that trains alone, and other operations.
+            self._form = (self._step, type(self._lifted), *_form((self._moving, batch, held, self._anchors.own)))
             self._play = programs.known.get(self._form)
             if self._play is not None:
                 return self(count, batch)

@@ -9,6 +9,7 @@ import pytest
 from torch import Tensor
 
 from clients import programs
+from clients.lift import Alone, Stacked
 from clients.losses import Anchors, Batch, Forward, Term
 from clients.losses.cross_entropy import CrossEntropy
 from clients.methods import ClientMethod
@@ -64,6 +65,19 @@ def test_convolutions_groups_and_masks_are_played_too(stack: int, monkeypatch: p
     own, found = rounds(monkeypatch, 2, 1, *settings)
     assert any(recorded(own))
     assert (found == expected).all()
+
+
+def test_the_last_of_a_stack_and_a_client_alone_are_not_played_from_one_record(monkeypatch: pytest.MonkeyPatch):
+    """Both have shapes (1, ...), but not the same operations: their products may be rounded differently."""
+    settings = ("engine.stack=4", "client.method=derpp", MEMORY)
+    found: list[list[Any]] = []
+    for after in (sys.maxsize, 2):
+        monkeypatch.setattr(programs, "PLAYED_AFTER", after)
+        own = Clients.of(tiny(*UNEVEN, *settings))
+        visits = [[1, 3, 4, 2], [1], [1, 3, 4, 2], [1]]
+        found.append([own.visit(own.initial, who, round=number).total for number, who in enumerate(visits, 1)])
+    assert {form[1] for form in own.site.trainer.programs.known if form[2][0][0][0] == 1} == {Alone, Stacked}
+    assert all((one == other).all() for one, other in zip(*found, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
