@@ -9,6 +9,10 @@ aten = torch.ops.aten
 Node = Any  # torch.fx.Node, whose arguments may be anything
 _SAME = (aten.detach.default, aten.alias.default)
 _SHAPED = (aten.view.default, aten._unsafe_view.default, aten.expand.default, aten.reshape.default)
+_VIEWS = (
+    aten.view.default, aten.expand.default, aten.transpose.int, aten.t.default, aten.unsqueeze.default,
+    aten.squeeze.dim, aten.squeeze.dims, aten.permute.default, aten.slice.Tensor, aten.select.int,
+)  # fmt: skip
 _INTO = (aten.add_.Tensor, aten.copy_.default, aten._foreach_add_.List)  # what is added or written to keeps its place
 _ELEMENTWISE = (
     *_INTO, aten.mul.Tensor, aten.mul.Scalar, aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.neg.default,
@@ -20,23 +24,35 @@ _CONSTANT = (
 )  # fmt: skip
 
 
-def tidied(traced: fx.GraphModule, *, turn: bool) -> fx.GraphModule:
-    """Drop operations that do nothing and compute once what is always the same.
+def tidied(graph: fx.Graph, constants: dict[str, Tensor], *, turn: bool) -> fx.GraphModule:
+    """Drop operations that do nothing, compute once what is always the same, and return what is left.
 
     Args:
         turn: turn transposed products even where that gives other roundings.
     """
-    for node in list(traced.graph.nodes):
+    for node in list(graph.nodes):
         if node.op == "call_function" and _does_nothing(node):
             node.replace_all_uses_with(node.args[0])
-            traced.graph.erase_node(node)
-    _turned(traced.graph, turn)
-    _folded(traced)
-    traced.graph.eliminate_dead_code(_acts)
-    for node in traced.graph.nodes:
+            graph.erase_node(node)
+    _turned(graph, turn)
+    folded = _folded(graph)
+    _shared_views(graph)
+    graph.eliminate_dead_code(_acts)
+    for node in graph.nodes:
         node.target = _short(node.target)
-    traced.recompile()
-    return traced
+        node.meta.clear()  # the tensors of the recording
+    return fx.GraphModule({**constants, **folded}, graph)
+
+
+def _shared_views(graph: fx.Graph) -> None:
+    """Look at one tensor in one way once."""
+    known: dict[Any, Node] = {}
+    for node in list(graph.nodes):
+        if node.op == "call_function" and node.target in _VIEWS and not node.kwargs:
+            key = (node.target, *(tuple(each) if isinstance(each, list) else each for each in node.args))
+            if known.setdefault(key, node) is not node:
+                node.replace_all_uses_with(known[key])
+                graph.erase_node(node)
 
 
 def _short(target: Any) -> Any:
@@ -70,10 +86,14 @@ def _like(node: Node) -> Tensor:
     return torch.empty(value.shape, dtype=value.dtype, device=value.device)
 
 
-def _folded(traced: fx.GraphModule) -> None:
-    """Put tensors that depend on shapes alone in the place of what computes them, where nothing is written to them."""
+def _folded(graph: fx.Graph) -> dict[str, Tensor]:
+    """Put tensors that depend on shapes alone in the place of what computes them, where nothing is written to them.
+
+    Return them by name.
+    """
+    found: dict[str, Tensor] = {}
     constant: dict[Node, Tensor] = {}
-    for node in list(traced.graph.nodes):
+    for node in list(graph.nodes):
         if node.op != "call_function" or _writes(node) or not isinstance(node.meta.get("val"), Tensor):
             continue
         if any(_writes(user) for user in node.users):
@@ -88,11 +108,12 @@ def _folded(traced: fx.GraphModule) -> None:
     for number, (node, value) in enumerate(constant.items()):
         if any(user not in constant for user in node.users):
             name = f"constant_{number}"
-            traced.register_buffer(name, value)
-            with traced.graph.inserting_before(node):
-                fresh = traced.graph.get_attr(name)
+            found[name] = value
+            with graph.inserting_before(node):
+                fresh = graph.get_attr(name)
             fresh.meta["val"] = node.meta["val"]
             node.replace_all_uses_with(fresh)
+    return found
 
 
 def _turned(graph: fx.Graph, always: bool) -> None:

@@ -2,9 +2,9 @@
 
 What PyTorch's eager `vmap` and autograd cost a stack of small models is not the arithmetic but their bookkeeping in
 Python, anew in every step. So a step that comes by again and again in one form (names, shapes, number of clients) is
-traced into the list of plain tensor operations that it is made of (`make_fx`), and that list is played from then on.
-It is played only if it gives the same bits as the step itself, on the batch on which it was recorded and on the next
-two: numbers of a batch that a loss has read behind PyTorch's back would show there. FEDCL_RECORD=0 turns it off.
+recorded as the plain tensor operations that it is made of (`clients.recorder`), and these are played from then on.
+They are played only if they give the same bits as the step itself, on the batch on which it was recorded and on the
+next two: numbers of a batch that a loss has read behind PyTorch's back would show there. FEDCL_RECORD=0 turns it off.
 
 `engine.compile` lets PyTorch's compiler fuse the operations of a full stack as well. That gives other roundings, so it
 is part of the configuration, and such a step is never taken in any other way.
@@ -24,10 +24,11 @@ from torch.utils import _pytree
 from clients.graphs import tidied
 from clients.lift import Lift
 from clients.losses import Anchors, Batch
+from clients.recorder import recorded
 from clients.step import Moving, Step, Told
 
-# Steps of one form before it is recorded: to record takes as long as some fifty steps.
-PLAYED_AFTER = 48 if os.environ.get("FEDCL_RECORD", "1") not in ("", "0") else sys.maxsize
+# Steps of one form before it is recorded: to record and to compare takes as long as some twenty steps.
+PLAYED_AFTER = 16 if os.environ.get("FEDCL_RECORD", "1") not in ("", "0") else sys.maxsize
 COMPARED = 3  # steps that are taken both ways before what is played is trusted
 MOST = 256  # forms that a process records
 Flat = Callable[..., list[Tensor]]
@@ -105,8 +106,6 @@ class Segment:
         Raises:
             RuntimeError: a step that must be compiled cannot be.
         """
-        from torch.fx.experimental.proxy_tensor import make_fx  # a second, for who never needs it
-
         inputs, tree = _pytree.tree_flatten((self._moving, count, batch, self._anchors))
         lifted = self._lifted.pure
 
@@ -116,7 +115,7 @@ class Segment:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of PyTorch about its own tracing
-                traced = tidied(make_fx(flat)(*_copies(inputs)), turn=compiled)
+                traced = tidied(*recorded(flat, _copies(inputs)), turn=compiled)
                 play: Flat = torch.compile(traced, dynamic=False) if compiled else traced.forward
         except Exception as error:  # a loss that looks at numbers cannot be recorded: it is run as it is, as before
             if compiled:

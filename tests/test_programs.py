@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch import Tensor
 
 from clients import programs
@@ -115,6 +116,16 @@ class Peeking:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """A loss that draws a number."""
+
+    draws = ()
+
+    def __call__(self, model: Forward, batch: Batch, anchors: Anchors) -> Tensor:
+        return CrossEntropy()(model, batch, anchors) * torch.rand(())
+
+
+@dataclass(frozen=True, kw_only=True)
 class Given(ClientMethod):
     """Training with one loss."""
 
@@ -124,9 +135,9 @@ class Given(ClientMethod):
         return {"own": self.term}
 
 
-@pytest.mark.parametrize("term", [Looking, Counting, Peeking])
+@pytest.mark.parametrize("term", [Looking, Counting, Peeking, Drawing])
 def test_a_loss_that_is_no_function_of_tensors_is_never_played(term: Any, monkeypatch: pytest.MonkeyPatch):
-    """One that looks at numbers cannot be recorded; one that differs from call to call is found out by its bits."""
+    """One that looks at numbers or draws some cannot be recorded; one that differs by call is found out by its bits."""
     monkeypatch.setattr(programs, "PLAYED_AFTER", 2)
     scenario = tiny(*UNEVEN, "engine.stack=1")
     own = Clients.of(replace(scenario, client=replace(scenario.client, method=Given(term=term()))))
