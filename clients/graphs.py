@@ -18,6 +18,17 @@ _ELEMENTWISE = (
     *_INTO, aten.mul.Tensor, aten.mul.Scalar, aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.neg.default,
     aten.div.Tensor, aten.addcmul_.default,
 )  # fmt: skip
+# What may write into its first tensor instead of a new one; sums and products do not mind which of two is the first.
+_IN_PLACE = {
+    aten.add.Tensor: "add_", aten.mul.Tensor: "mul_", aten.sub.Tensor: "sub_", aten.div.Tensor: "div_",
+    aten.mul.Scalar: "mul_", aten.neg.default: "neg_", aten.relu.default: "relu_", aten.sqrt.default: "sqrt_",
+}  # fmt: skip
+_DONE_IN_PLACE = [getattr(Tensor, name) for name in _IN_PLACE.values()]
+_FRESH = (  # what always makes a tensor that shares memory with no other
+    aten.bmm.default, aten.mm.default, aten.addmm.default, aten.sum.dim_IntList, aten.mean.dim,
+    aten.threshold_backward.default, aten._log_softmax.default, aten.convolution.default,
+)  # fmt: skip
+_EITHER = (aten.add.Tensor, aten.mul.Tensor)
 _CONSTANT = (
     aten.scalar_tensor.default, aten.ones_like.default, aten.zeros_like.default, aten.new_zeros.default,
     aten.new_ones.default, aten.full.default, aten.arange.default,
@@ -38,8 +49,9 @@ def tidied(graph: fx.Graph, constants: dict[str, Tensor], *, turn: bool) -> fx.G
     folded = _folded(graph)
     _shared_views(graph)
     graph.eliminate_dead_code(_acts)
+    _reused(graph)
     for node in graph.nodes:
-        node.target = _short(node.target)
+        _shorten(node)
         node.meta.clear()  # the tensors of the recording
     return fx.GraphModule({**constants, **folded}, graph)
 
@@ -55,12 +67,44 @@ def _shared_views(graph: fx.Graph) -> None:
                 graph.erase_node(node)
 
 
-def _short(target: Any) -> Any:
-    """Return PyTorch's own Python function for an operation, if it has one: called in half the time."""
-    if not isinstance(target, torch._ops.OpOverload) or target.namespace != "aten":
-        return target
-    name = target._schema.name.removeprefix("aten::")
-    return getattr(torch._C._VariableFunctions, name, getattr(torch.Tensor, name, target))
+def _reused(graph: fx.Graph) -> None:
+    """Write into a tensor that nobody reads any more instead of a new one of the same form: less memory to go through.
+
+    In-place operations are those of `_IN_PLACE`, with the very same arithmetic.
+    """
+    for node in graph.nodes:
+        if node.target not in _IN_PLACE or node.kwargs:
+            continue
+        places = (0, 1) if node.target in _EITHER else (0,)
+        for place in places:
+            if _spent(node.args[place], node):
+                node.args = (node.args[place], *node.args[:place], *node.args[place + 1 :])
+                node.target = getattr(Tensor, _IN_PLACE[node.target])
+                break
+
+
+def _spent(given: Any, node: Node) -> bool:
+    """Return whether an operation is the only reader of a new tensor that lies as its result does."""
+    if not isinstance(given, fx.Node) or given.op != "call_function" or len(given.users) != 1:
+        return False
+    target, mine, result = given.target, given.meta["val"], node.meta["val"]
+    fresh = target in _FRESH or target in _IN_PLACE or target in _DONE_IN_PLACE
+    return bool(
+        fresh and mine.shape == result.shape and mine.stride() == result.stride() and mine.dtype == result.dtype
+    )
+
+
+def _shorten(node: Node) -> None:
+    """Call PyTorch's own Python function for an operation, if it has one: in half the time."""
+    target = node.target
+    if target is aten.slice.Tensor and len(node.args) == 4:  # no function has its name
+        x, dim, start, stop = node.args
+        size = node.meta["val"].shape[dim]
+        if stop - start == size:
+            node.target, node.args = torch.narrow, (x, dim, start, size)
+    elif isinstance(target, torch._ops.OpOverload) and target.namespace == "aten":
+        name = target._schema.name.removeprefix("aten::")
+        node.target = getattr(torch._C._VariableFunctions, name, getattr(Tensor, name, target))
 
 
 def _acts(node: Node) -> bool:
