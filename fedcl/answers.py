@@ -5,12 +5,14 @@ all flat vectors whose views are the named tensors.
 """
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 Tensors = dict[str, Tensor]
@@ -159,11 +161,18 @@ def answer_layout(statistics: Sequence[str], parameters: Layout, method: Any = N
     return Layout(tuple(shape for name in statistics for shape in LAYOUTS[name](parameters, method).shapes))
 
 
+def borrowed(array: NDArray[Any]) -> Tensor:
+    """Return a tensor of an array's memory, not to be written to: what has come over the wire is read-only."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of PyTorch that it cannot be written to
+        return torch.from_numpy(array)
+
+
 def refusal(layout: Layout, flat: Tensor) -> str | None:
     """Return why an answer cannot be taken: wrong length, or numbers that are not finite. None: it can."""
     if flat.shape != (layout.size,):
         return f"the answer has shape {tuple(flat.shape)} instead of ({layout.size},)"
-    if not torch.isfinite(flat).all():
+    if not torch.isfinite(flat.sum()) and not torch.isfinite(flat).all():  # a sum is not finite where an addend is not
         bad = [name for name, view in layout.views(flat).items() if not torch.isfinite(view).all()]
         return f"numbers that are not finite in {', '.join(bad[:3])}"
     return None

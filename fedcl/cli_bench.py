@@ -27,7 +27,8 @@ def bench(
         typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, for everybody: engine.kind=ray"),
     ] = None,
     workload: Annotated[
-        str | None, typer.Option(metavar="NAME,...", help="mlp, cnn, derpp, fot, registered; default: the first four.")
+        str | None,
+        typer.Option(metavar="NAME,...", help="mlp, cnn, derpp, fot, registered, sums; default: the first four."),
     ] = None,
     clients: Annotated[str, typer.Option(metavar="N,...", help="Clients a round.")] = "100,1000",
     against: Annotated[
@@ -47,6 +48,7 @@ def bench(
 
     Each runs in a process of its own on the same weights, data and batches; final weights must agree before anything is
     timed. derpp and fot are compared with fedcl without the method: what replay and projection cost.
+    sums: a server that adds up updates of a million parameters, and nothing else.
     """
     from rich.console import Console
 

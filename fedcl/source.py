@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from fedcl import keys
+from fedcl.answers import borrowed
 from fedcl.streams import Stream
 
 
@@ -60,25 +61,20 @@ def source(stream: Stream, split: str, dtype: torch.dtype, device: torch.device)
     x, y = (data.x, data.y) if split == "train" else (data.test_x, data.test_y)
     masks = None if stream.masks.all() else torch.zeros(stream.masks.shape, dtype=dtype)
     if masks is not None:
-        masks[~torch.from_numpy(stream.masks.copy())] = -torch.inf
-    flat = _tensor(x.reshape(len(x), math.prod(x.shape[1:])))
+        masks[~borrowed(stream.masks)] = -torch.inf
+    flat = borrowed(x.reshape(len(x), math.prod(x.shape[1:])))
     if flat.dtype != torch.uint8:
         flat = flat.to(dtype)
     return Source(
         x=flat.to(device),
-        y=_tensor(y).to(device),
+        y=borrowed(y).to(device),
         shape=tuple(x.shape[1:]),
         scale=data.scale,
         shift=data.shift,
-        permutations=None if stream.permutations is None else _tensor(stream.permutations).to(device),
+        permutations=None if stream.permutations is None else borrowed(stream.permutations).to(device),
         masks=None if masks is None else masks.to(device),
         dtype=dtype,
     )
-
-
-def _tensor(array: NDArray[np.generic]) -> Tensor:
-    """Wrap an array, sharing its memory; only one that is read-only (from Ray's object store) is copied."""
-    return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
 def sample(items: NDArray[np.int64], limit: int | None, seed: int, *parts: int) -> NDArray[np.int64]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fedcl.answers import Answer, Layout, refusal
+from fedcl.answers import Answer, Layout, borrowed, refusal
 from fedcl.config import ServerConfig
 from fedcl.orders import Array, Ints
 from fedcl.plan import Cohort
@@ -19,12 +19,12 @@ NOBODY = np.zeros(0, np.int64)
 
 
 def sum_problem(layout: Layout, total: Array, dtype: str) -> str | None:
-    """Return why a flat sum (A,) cannot be of a layout and a dtype; None: it can. Nothing is copied before."""
+    """Return why a flat sum (A,) cannot be of a layout and a dtype; None: it can."""
     if str(total.dtype) != dtype:
         return f"the answer is in {total.dtype}, not in {dtype}"
     if total.shape != (layout.size,):
         return f"the answer has shape {total.shape} instead of ({layout.size},)"
-    return refusal(layout, torch.from_numpy(total.copy()))
+    return refusal(layout, borrowed(total))
 
 
 def counts_problem(clients: Ints, table: Mapping[str, Array], names: Sequence[str]) -> str | None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedcl.answers import Answer, Layout
+from fedcl.answers import Answer, Layout, borrowed
 from fedcl.metrics import shares
 from fedcl.orders import OWN_PARTS, ConsolidateOrder, ConsolidateReply, Ints
 from server.acceptance import Known, counts_problem, samples_problem, sum_problem
@@ -46,7 +46,7 @@ def consolidate(
         for order, reply in federation.ask(
             "query.consolidate", orders, state, ConsolidateReply, refused, Size(layout.size)
         ):
-            total += torch.from_numpy(reply.total.copy())
+            total += borrowed(reply.total)
             answered += len(reply.clients)
             came = reply.clients, order.tasks[np.searchsorted(order.clients, reply.clients)]
             measured.append((*came, reply.table))
@@ -116,7 +116,7 @@ def _refused(federation: Federation, state: State, layout: Layout, known: Known,
     wrong = wrong or known.problem(reply.clients, reply.table)
     if wrong:
         return wrong
-    total = torch.from_numpy(reply.total.copy())
+    total = borrowed(reply.total)
     if not len(reply.clients):
         return "a sum of no client's statistics that is not 0" if total.any() else None
     method: ServerMethod = federation.scenario.server.method

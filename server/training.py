@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedcl.answers import Answer, Layout
+from fedcl.answers import Answer, Layout, borrowed
+from fedcl.config import ServerConfig
 from fedcl.errors import FederationError
 from fedcl.orders import Array, ClientError, TrainOrder, TrainReply
 from fedcl.plan import Cohort
@@ -67,12 +68,12 @@ def train(
     ]  # fmt: skip
     client = federation.scenario.client
     known = Known.of_visits(federation.stream, cohorts, epochs=client.epochs, batch=client.batch)
-    problem, size = partial(_problem, federation, layout, dtype, known), Size(layout.size)
+    problem, size = partial(reply_problem, federation.scenario.server, layout, dtype, known), Size(layout.size)
     for order, reply in federation.ask("train", orders, state, TrainReply, problem, size, done.errors.append):
         if not len(reply.clients):
             continue
         with doing("reduce"):
-            _add(done, order, reply)
+            add(done, order, reply)
             if federation.packs and reply.pack:
                 index = index.place(reply.pack, reply.checksum, reply.clients)
     down = federation.parameters.size * dtype.itemsize + sum(each.nbytes for each in shared.values())
@@ -93,18 +94,21 @@ def _shared(federation: Federation, state: State, riding: NDArray[np.bool_]) -> 
     return {name: each.numpy() for name, each in sent.items()}
 
 
-def _problem(federation: Federation, layout: Layout, dtype: torch.dtype, known: Known, reply: TrainReply) -> str | None:
+def reply_problem(
+    server: ServerConfig, layout: Layout, dtype: torch.dtype, known: Known, reply: TrainReply
+) -> str | None:
     """Return why a reply cannot be added up, None if it can."""
     wrong = counts_problem(reply.clients, reply.table, ("n", "steps", "evicted"))
     wrong = wrong or known.problem(reply.clients, reply.table)
     wrong = wrong or sum_problem(layout, reply.total, str(dtype).removeprefix("torch."))
     if wrong or not len(reply.clients):
         return wrong
-    return update_problem(federation.scenario.server, Answer(layout, torch.from_numpy(reply.total.copy())), reply.table)
+    return update_problem(server, Answer(layout, borrowed(reply.total)), reply.table)
 
 
-def _add(done: Round, order: TrainOrder, reply: TrainReply) -> None:
-    done.total += torch.from_numpy(reply.total.copy())
+def add(done: Round, order: TrainOrder, reply: TrainReply) -> None:
+    """Add what can be taken to what has come in so far."""
+    done.total += borrowed(reply.total)
     task = dict(zip(order.clients.tolist(), order.tasks.tolist(), strict=True))
     done.cohorts.append((reply.cohort, int(reply.table["steps"].sum()), reply.seconds))
     done.clients += reply.clients.tolist()

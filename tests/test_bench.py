@@ -12,7 +12,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from fedcl import api, config
-from fedcl.bench import crew, launch, limit, loop, runner, spec, tune, workloads
+from fedcl.bench import crew, launch, limit, loop, runner, spec, sums, tune, workloads
 from fedcl.bench.machine import installed
 from fedcl.bench.spec import Spec, Watch
 from fedcl.bench.tune import Alternative
@@ -144,6 +144,22 @@ def test_the_limit_comes_to_the_weights_of_the_loop(tmp_path: Path, workload: st
     parts = [crew.made(f"{limit.__name__}:share", told, part, 2)(0, weights) for part in range(2)]
     np.testing.assert_allclose(sum(parts), wanted, atol=0.005)  # sums over 8 clients of n, about 50, times an update
     assert np.abs(wanted).max() > 0.1
+
+
+def test_both_servers_add_up_to_the_weighted_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sum of n times update over the sum of n, on the first weights."""
+    monkeypatch.setattr(workloads, "MILLION", 20)
+    told = prepared(tmp_path, "sums")
+    work = told.loaded()
+    flat, n = crew.flat(work.weights), np.array([visit.n for visit in work.rounds[0]])
+    assert len(flat) == 65 * 20 + 21 * 10
+    wanted = flat + np.average(np.stack(sums.updates(flat)[:CLIENTS]), axis=0, weights=n)
+    for run in (sums.run, sums.run_flower):
+        watch = Watch(None)
+        found = run(told, watch)
+        np.testing.assert_allclose(crew.flat(dict(found.weights)), wanted, atol=1e-6)
+        assert (found.updates, len(watch.marks)) == ([CLIENTS] * ROUNDS, ROUNDS)
+    assert np.abs(wanted - flat).max() > 1e-3
 
 
 # What is asked for.

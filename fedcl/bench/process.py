@@ -16,6 +16,7 @@ COMPARATORS = {
     "loop2": "fedcl.bench.loop:run_shared",
     "limit": "fedcl.bench.limit:run",
 }
+SUMS = {"fedcl": "fedcl.bench.sums:run", "flower": "fedcl.bench.sums:run_flower"}  # where only sums are measured
 
 
 def main(name: str, path: str) -> None:
@@ -25,7 +26,8 @@ def main(name: str, path: str) -> None:
     spec = Spec.read(Path(path))
     watch = Watch(spec.started)
     torch.set_num_threads(1)
-    module, _, function = COMPARATORS[name].partition(":")
+    known = SUMS if spec.workload == "sums" else COMPARATORS
+    module, _, function = known[name].partition(":")
     told = getattr(importlib.import_module(module), function)(spec, watch)
     print(tell(spec, name, watch, told))
 

@@ -17,7 +17,7 @@ from fedcl.bench.launch import launch
 from fedcl.bench.machine import installed, machine
 from fedcl.bench.spec import Spec
 from fedcl.bench.work import Work, work_of
-from fedcl.bench.workloads import AGAINST, PLAIN, POPULATION, WARM
+from fedcl.bench.workloads import AGAINST, ALONE, PLAIN, POPULATION, WARM
 from fedcl.engine.choice import workers
 from fedcl.errors import ConfigError, FederationError, nearest
 
@@ -66,7 +66,7 @@ def cases(
     for name in against:
         _checked(name)
     names = [workloads.checked(name) for name in names] or [
-        name for name, known in AGAINST.items() if set(against) <= set(known) and name != "registered"
+        name for name, known in AGAINST.items() if set(against) <= set(known) and name not in ALONE
     ]
     if not names:
         raise ConfigError(f"--against {','.join(against)}: no workload has all of them; {_possible()}")

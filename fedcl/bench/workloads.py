@@ -24,11 +24,14 @@ TASKS = 4  # of the workloads of several tasks
 POPULATION = (100, 10_000)
 # Small, so that equal arithmetic gives equal weights: at 0.1 a unit that rounding switches on moves one by 1e-3.
 CNN_LR = 0.01
+MILLION = 13_330  # hidden units that make an mlp of 64 inputs and 10 classes one of a million parameters
 RIVALS = ("flower", "pfl", "loop", "loop2", "limit")
 # With what each can be compared: rivals take the very same steps; methods are compared with fedcl without them.
 AGAINST: dict[str, tuple[str, ...]] = {
     "mlp": RIVALS, "cnn": RIVALS, "derpp": ("finetune",), "fot": ("fedavg",), "registered": ("flower",),
+    "sums": ("flower",),
 }  # fmt: skip
+ALONE = ("registered", "sums")  # only when they are asked for
 PLAIN = {"derpp": "client.method=finetune", "fot": "server.method=fedavg"}  # what turns a method into its comparator
 
 
@@ -100,7 +103,7 @@ def scenario(workload: str, clients: int, registered: int, rounds: int, override
         overrides: `key=value` texts on top; everybody who is compared has them.
     """
     wide, tasks = checked(workload) == "cnn", TASKS if workload in PLAIN else 1
-    lr = CNN_LR if wide else 0.1
+    lr, width = CNN_LR if wide else 0.1, MILLION if workload == "sums" else 64
     client: dict[str, Any] = {"optimizer": {"name": "sgd", "lr": lr}, "epochs": 1, "batch": 16}
     server: dict[str, Any] = {"clients_per_round": clients}
     if workload == "derpp":
@@ -117,7 +120,7 @@ def scenario(workload: str, clients: int, registered: int, rounds: int, override
             "partition": {"kind": f"{HERE}:Between"},
             "schedule": {"kind": "synchronous", "rounds_per_task": -(-rounds // tasks), "rounds": rounds},
         },
-        "model": {"name": "cnn", "width": 8} if wide else {"name": "mlp", "width": 64},
+        "model": {"name": "cnn", "width": 8} if wide else {"name": "mlp", "width": width},
         "client": client,
         "server": server,
         "engine": {"device": "cpu"},  # all that the others are given
