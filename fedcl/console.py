@@ -229,6 +229,9 @@ def _add_cost(table: Table, cost: Mapping[str, Any]) -> None:
     _row(table, "sent up", size(cost["bytes_up"]), "by the clients, in all")
     _row(table, "sent down", size(cost["bytes_down"]), "to the clients, in all")
     _row(table, "time", duration(cost["seconds"]), "of rounds, evaluation not counted")
+    if memory := cost.get("memory"):
+        workers = f", {size(memory['below'][0])} of its largest worker" if memory["below"] else ""
+        _row(table, "memory", size(memory["process"]), f"of the server at most{workers}")
 
 
 def table(results: Mapping[str, Any]) -> Table:

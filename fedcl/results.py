@@ -231,6 +231,7 @@ def _cost(log: Log) -> dict[str, Any]:
         "checkpoint_seconds": float(total("seconds", log.checkpoints.values())),
         "failed": total("failed", rounds),
         "evicted": total("evicted", rounds),
+        "memory": log.end.get("memory"),  # peaks in bytes: {"process", "below": [largest first]}
     }
 
 

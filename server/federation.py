@@ -23,6 +23,7 @@ from fedcl.errors import FederationError
 from fedcl.fingerprint import fingerprint
 from fedcl.interrupt import StopRequest
 from fedcl.journal import Journal
+from fedcl.memory import peaks
 from fedcl.orders import ClientError, Ints, Order, Reply, empty
 from fedcl.packs import BrokenState
 from fedcl.plan import Cohort
@@ -230,6 +231,7 @@ class Federation:
             "event": "end", "round": state.round, "status": status, "seconds": round_to(time.monotonic() - self.began),
             "weights_sha256": digest(state.weights), "state_sha256": state_digest(state),
             "clients_sha256": clients, "clients_sha256_absent": absent or None,
+            "memory": peaks(),
         }  # fmt: skip
         self.journal.write(event)
         rundir.finish(self.folder, state.weights, self.classifier(state), config.as_dict(self.scenario))

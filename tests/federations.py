@@ -60,7 +60,7 @@ def journal(folder: Path) -> list[Plain]:
     """Return a run's events without what may differ between two runs of the same: times, command, checkpoints."""
     events = [event for event in read_events(folder) if event["event"] != "checkpoint"]
     return [
-        {name: each for name, each in event.items() if name not in ("seconds", "command", "stragglers")}
+        {name: each for name, each in event.items() if name not in ("seconds", "command", "stragglers", "memory")}
         for event in events
     ]
 

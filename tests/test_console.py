@@ -37,7 +37,7 @@ def results(**changes: Any) -> dict[str, Any]:
         "clients": {"acc": {"mean": 0.75, "std": 0.1, "worst": 0.5, "worst10": 0.5}},
         "cost": {
             "client_updates": 1500, "bytes_up": 4_100_000, "bytes_down": 900, "seconds": 61.2,
-            "updates_per_second": 24.5,
+            "updates_per_second": 24.5, "memory": {"process": 366_000_000, "below": [81_000_000, 9]},
         },
     }  # fmt: skip
     return whole | changes
@@ -176,7 +176,7 @@ def test_the_table_shows_every_figure():
     values = {
         "ACC": "0.812", "AIA": "0.900", "forgetting": "0.125", "BWT": "-0.125", "plasticity": "0.950",
         "clients' mean": "0.750", "clients' worst": "0.500", "client updates": "1,500", "sent up": "4.1 MB",
-        "sent down": "900 B", "time": "1:02",
+        "sent down": "900 B", "time": "1:02", "memory": "366.0 MB",
     }  # fmt: skip
     for name, value in values.items():
         assert f" {value} " in row(text, name)

@@ -27,6 +27,7 @@ START: Event = {
 }
 END: Event = {
     **{"event": "end", "round": 6, "status": "finished", "seconds": 3.5, "weights_sha256": "w", "state_sha256": "s"},
+    **{"memory": {"process": 9, "below": []}},
     **{"clients_sha256": None, "clients_sha256_absent": "clients keep no state"},
 }
 
@@ -43,7 +44,7 @@ def trained(round: int) -> Event:
     return {
         **{"event": "round", "round": round, "seconds": 0.5, "clients": [0, 1], "tasks": [(round - 1) // 2] * 2},
         **{"updates": 2, "steps": 20, "loss": {"ce": 1.0 / round}, "bytes_up": 100, "bytes_down": 200},
-        **{"failed": 0, "evicted": 0},
+        **{"failed": 0, "evicted": 0, "memory": {"process": 9, "below": []}},
     }
 
 

@@ -8,9 +8,9 @@ import safetensors.numpy
 
 from fedcl import api
 from fedcl.bench import workloads
-from fedcl.bench.memory import peaks
 from fedcl.bench.spec import Spec, Told, Watch
 from fedcl.errors import FederationError
+from fedcl.memory import peaks
 
 
 class Listener:

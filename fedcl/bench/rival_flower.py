@@ -19,10 +19,10 @@ from flwr.serverapp.strategy import FedAvg
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from fedcl.bench.memory import peaks
 from fedcl.bench.spec import Spec, Told, Watch
 from fedcl.bench.work import Round, Visit, Work
 from fedcl.errors import FederationError
+from fedcl.memory import peaks
 
 app = ClientApp()
 

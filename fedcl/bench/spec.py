@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedcl.bench import workloads
-from fedcl.bench.memory import peaks
 from fedcl.bench.work import Work
 from fedcl.config import Scenario
+from fedcl.memory import peaks
 from fedcl.process import ALLOCATOR, ONE_THREAD
 
 # The same for everybody, set before a process begins: what fedcl's own workers have.
