@@ -31,6 +31,8 @@ from fedcl.source import Source, source
 from fedcl.streams import Stream
 from fedcl.world import scenario_of, world
 
+SELDOM = 4096  # bytes of a record from which on a file of their own is worth it
+
 
 @dataclass(frozen=True)
 class Site:
@@ -197,6 +199,12 @@ class Site:
             path=self.path,
             samples=(self.stream.dataset.x.dtype, self.stream.dataset.x.shape[1:]) if self._keeps_samples else None,
         )
+
+    @cached_property
+    def seldom(self) -> tuple[str, ...]:
+        """Fields of a record that change when a client leaves a task, and are large enough to lie apart."""
+        names = tuple(one.name for each in self.leavers for one in each.keeps)
+        return names if sum(self.record[name].itemsize for name in names) > SELDOM else ()
 
     @property
     def _keeps_samples(self) -> bool:

@@ -22,7 +22,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -204,7 +204,9 @@ class Versions:
         rounds = ", ".join(map(str, sorted(self._place.rounds(client)))) or "none"
         return f"rounds here: {rounds}; kept in {self._place}"
 
-    def save(self, name: str, clients: Ints, records: Records) -> str:
+    def save(
+        self, name: str, clients: Ints, records: Records, old: Records | None = None, seldom: Sequence[str] = ()
+    ) -> str:
         """Keep new records as the versions of the order's round."""
         for row, client in enumerate(clients.tolist()):
             data = sealed(records[[row]], client, self._round, self._scenario)

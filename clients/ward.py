@@ -11,7 +11,7 @@ visit both are positions in the visit's stream, as everywhere else: `Visit.load`
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -187,7 +187,9 @@ class Visit:
                 new["items"] = len(self.number) + row * size + np.arange(size)
         return found
 
-    def save(self, name: str, clients: Ints, records: Records) -> str:
+    def save(
+        self, name: str, clients: Ints, records: Records, old: Records | None = None, seldom: Sequence[str] = ()
+    ) -> str:
         """Keep the records as they are when no visit is on: with the samples that were admitted, and numbers."""
         kept, place = records.copy(), {client: row for row, client in enumerate(self.order.clients.tolist())}
         for new, client in zip(kept, clients.tolist(), strict=True):

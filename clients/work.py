@@ -4,6 +4,7 @@ A pure function of the order and the records it names, so a lost or failed cohor
 """
 
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
@@ -29,8 +30,15 @@ class Store(Protocol):
     def load(self, clients: Ints, packs: list[str], rows: Ints, fresh: Records) -> Records:
         """Return the newest records that count, a fresh one for a client never visited."""
 
-    def save(self, name: str, clients: Ints, records: Records) -> str:
-        """Keep new records under a name and return their checksum."""
+    def save(
+        self, name: str, clients: Ints, records: Records, old: Records | None = None, seldom: Sequence[str] = ()
+    ) -> str:
+        """Keep new records under a name and return their checksum.
+
+        Args:
+            old: what they were when they were loaded.
+            seldom: fields that need not be written again where they are the same.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +59,8 @@ def train(site: Site, order: TrainOrder, store: Store) -> TrainReply:
     worked = _persistent(site, order, old)
     name = f"r{order.round:06d}-c{order.cohort:05d}.pack" if len(worked.clients) else ""
     with doing("state out"):
-        checksum = store.save(name, worked.clients, worked.records) if name else ""
+        before = old[np.isin(order.clients, worked.clients)]
+        checksum = store.save(name, worked.clients, worked.records, before, site.seldom) if name else ""
     return TrainReply(
         round=order.round, cohort=order.cohort, clients=worked.clients, table=worked.table, errors=worked.errors,
         total=worked.total.cpu().numpy(), pack=name, checksum=checksum,

@@ -47,6 +47,7 @@ class Header:
     crc32: Ints
     start: int  # byte at which the records begin
     checksum: str
+    cold: dict[str, Any] | None = None  # what of the records lies elsewhere (`fedcl.cold`)
 
 
 _HEADERS: "dict[tuple[str, int, int, int, int], Header]" = {}
@@ -71,13 +72,14 @@ def _spelled(dtype: np.dtype[np.void]) -> list[Any]:
     return [[name, dtype[name].base.str, list(dtype[name].shape)] for name in dtype.names or ()]
 
 
-def write_pack(path: Path, records: Records, clients: Ints) -> str:
+def write_pack(path: Path, records: Records, clients: Ints, cold: dict[str, Any] | None = None) -> str:
     """Write the records of a cohort as one file, whole or not at all; a checkpoint forces it onto the disk later.
 
     Args:
         path: file to create or replace; its folder must exist.
         records: (k,) of one structured dtype.
         clients: (k,) whose records they are.
+        cold: what the header says of the rest of the records.
 
     Returns:
         The header's sha256 in hexadecimal; the header covers the rows by their crc32.
@@ -88,6 +90,7 @@ def write_pack(path: Path, records: Records, clients: Ints) -> str:
     rows: Bytes = np.ndarray((len(data), data.dtype.itemsize), np.uint8, data)
     crc32 = [zlib.crc32(row) for row in rows]
     facts = {"fields": _spelled(data.dtype), "size": rows.shape[1], "clients": clients.tolist(), "crc32": crc32}
+    facts |= {"cold": cold} if cold else {}
     header = json.dumps(facts).encode()
     checksum = hashlib.sha256(header)
     replace_file(path, [PREAMBLE.pack(MAGIC, len(header), checksum.digest()), header, rows], sync=False)
@@ -126,6 +129,12 @@ def _header(file: int, path: Path) -> Header:
     if len(_HEADERS) > KNOWN:
         _HEADERS.pop(next(iter(_HEADERS)))
     return header
+
+
+def header_of(path: Path) -> Header:
+    """Return a pack's header; BrokenState: the pack is missing or damaged."""
+    with _opened(path) as file:
+        return _header(file, path)
 
 
 def _read_header(file: int, path: Path) -> Header:
@@ -210,8 +219,7 @@ def verify(path: Path, checksum: str) -> None:
 
 def dtype_of(path: Path) -> np.dtype[np.void]:
     """Return the dtype of a pack's records."""
-    with _opened(path) as file:
-        header = _header(file, path)
+    header = header_of(path)
     try:
         return packed(np.dtype([(name, kind, tuple(shape)) for name, kind, shape in header.fields]))
     except (ValueError, TypeError) as error:
@@ -220,6 +228,5 @@ def dtype_of(path: Path) -> np.dtype[np.void]:
 
 def read_pack(path: Path) -> tuple[Ints, Records]:
     """Read a whole pack: whose records it holds (k,), and the records (k,)."""
-    with _opened(path) as file:
-        clients = _header(file, path).clients
+    clients = header_of(path).clients
     return clients, read_rows(path, np.arange(len(clients)), dtype_of(path))

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedcl import cold
+from fedcl.cold import Place
 from fedcl.digest import digest
 from fedcl.journal import TEMPORARIES
-from fedcl.packs import BrokenState, Ints, Records, dtype_of, read_rows, verify, write_pack
+from fedcl.packs import BrokenState, Ints, Records, verify, write_pack
 
 if TYPE_CHECKING:
     import torch
@@ -121,11 +123,23 @@ def _stale(temporary: Path) -> bool:
         return False
 
 
+def _differ(one: Records, other: Records, names: Sequence[str]) -> NDArray[np.bool_]:
+    """Return whose records (k,) differ in any of some fields."""
+    found: NDArray[np.bool_] = np.zeros(len(one), np.bool_)
+    for name in names:
+        found |= (one[name] != other[name]).reshape(len(one), -1).any(axis=1)
+    return found
+
+
 class PackStore:
-    """The folder of packs of a run. Holds no state of its own: workers and server open it anew."""
+    """The folder of packs of a run; workers and server open it anew.
+
+    It remembers where the cold fields lie of the records that it has loaded, so that they need not be written again.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._places: dict[int, Place] = {}
 
     def path(self, name: str) -> Path:
         """Return the file of a pack; BrokenState if the name is not a plain file name."""
@@ -150,22 +164,47 @@ class PackStore:
             positions.setdefault(name or "", []).append(i)
         for name, at in positions.items():
             if name:
-                records[at] = read_rows(self.path(name), rows[at], records.dtype, clients[at])
+                records[at], places = cold.read(self.path(name), rows[at], records.dtype, clients[at])
+                self._places |= places
             else:
                 records[at] = start[at]
         return records
 
-    def save(self, name: str, clients: Ints, records: Records) -> str:
-        """Write a cohort's new records as the pack `name` and return its checksum (see `write_pack`)."""
+    def save(
+        self, name: str, clients: Ints, records: Records, old: Records | None = None, seldom: Sequence[str] = ()
+    ) -> str:
+        """Write a cohort's new records as the pack `name` and return its checksum (see `write_pack`).
+
+        Args:
+            old: (k,) the records as this store has loaded them.
+            seldom: fields that are written only of the clients of whom they have changed.
+        """
         path = self.path(name)
         self.folder.mkdir(parents=True, exist_ok=True)
-        return write_pack(path, records, clients)
+        if not seldom or old is None:
+            return write_pack(path, records, clients)
+        placed = np.array([client in self._places for client in clients.tolist()], np.bool_)
+        fresh = _differ(records, old, seldom) | (~placed & _differ(records, np.zeros_like(old), seldom))
+        return cold.write(path, records, clients, seldom, fresh, self._places)
 
     def check(self, index: Index) -> None:
         """Check every pack that an index points into, reading all of it; BrokenState names the one that is damaged."""
         trimmed = index.trimmed()
-        for name, checksum in zip(trimmed.packs, trimmed.checksums, strict=True):
+        files = dict(zip(trimmed.packs, trimmed.checksums, strict=True))
+        for name, checksum in files.items():
             verify(self.path(name), checksum)
+        for name, checksum in self._cold(files).items():
+            verify(self.folder / name, checksum)
+
+    def _cold(self, packs: Iterable[str]) -> dict[str, str]:
+        """Return name and checksum of the cold files that packs point at."""
+        if next(self.folder.glob(f"*{cold.SUFFIX}"), None) is None:
+            return {}
+        return {name: checksum for pack in packs for name, checksum in cold.files(self.path(pack)).items()}
+
+    def files(self, index: Index) -> list[str]:
+        """Return the names of all files that hold records of an index."""
+        return [*index.packs, *self._cold(index.packs)]
 
     def collect(self, keep: Iterable[Index]) -> int:
         """Delete the packs that no index in `keep` names, and temporaries of writers long gone; return how many.
@@ -174,7 +213,9 @@ class PackStore:
             keep: the indices of all kept checkpoints and the one in use.
         """
         named = {name for index in keep for name in index.packs}
-        gone = [path for path in self.folder.glob("*.pack") if path.name not in named]
+        named |= self._cold(named).keys()
+        gone = [path for kind in ("*.pack", f"*{cold.SUFFIX}") for path in self.folder.glob(kind)]
+        gone = [path for path in gone if path.name not in named]
         gone += [path for path in self.folder.glob(TEMPORARIES) if _stale(path)]
         for path in gone:
             path.unlink(missing_ok=True)
@@ -193,8 +234,9 @@ class PackStore:
             return index
         placed = index.place(name, "", clients)  # refuses a name in use before anything is written
         packs, rows = index.locate(clients)
-        fresh = np.zeros((), dtype_of(self.path(packs[0])))
-        checksum = self.save(name, clients, self.load(clients, packs, rows, fresh))
+        fresh = np.zeros((), cold.whole(self.path(packs[0])))
+        records = self.load(clients, packs, rows, fresh)
+        checksum = self.save(name, clients, records, records, cold.names(self.path(packs[0])))
         return replace(placed, checksums=[*index.checksums, checksum]).trimmed()
 
 
@@ -206,7 +248,7 @@ def records_digest(store: PackStore, index: Index) -> str:
     visited, total = index.visited(), hashlib.sha256()
     if not len(visited):
         return total.hexdigest()
-    fresh = np.zeros((), dtype_of(store.path(index.locate(visited[:1])[0][0])))
+    fresh = np.zeros((), cold.whole(store.path(index.locate(visited[:1])[0][0])))
     for begin in range(0, len(visited), BLOCK):
         clients = visited[begin : begin + BLOCK]
         records = store.load(clients, *index.locate(clients), fresh)

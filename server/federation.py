@@ -211,13 +211,14 @@ class Federation:
         index = self.packs.compact(state.index, f"r{state.round:06d}-live.pack") if self.packs else state.index
         state = replace(state, index=index)
         self.journal.sync()
-        packs = [self.packs.path(name) for name in index.packs if name not in self.synced] if self.packs else []
+        files = self.packs.files(index) if self.packs else []
+        packs = [self.packs.folder / name for name in files if name not in self.synced] if self.packs else []
         size = checkpoint.save(folder, snapshot(state, config.config_hash(self.scenario)), packs)
         checkpoint.prune(folder, settings.keep)
         self.kept = [*self.kept, Kept.of(state)][-settings.keep :]
         if self.packs:
             self.packs.collect(each.index for each in self.kept)
-        self.committed, self.synced = (state.round, time.monotonic()), set(index.packs)
+        self.committed, self.synced = (state.round, time.monotonic()), set(files)
         seconds = round_to(time.monotonic() - began)
         self.journal.write({"event": "checkpoint", "round": state.round, "seconds": seconds, "bytes": size})
         return state

@@ -94,7 +94,9 @@ class Clients:
     def load(self, clients: Ints, packs: list[str], rows: Ints, fresh: Records) -> Records:
         return np.concatenate([self.held.get(client, fresh) for client in clients.tolist()])
 
-    def save(self, name: str, clients: Ints, records: Records) -> str:
+    def save(
+        self, name: str, clients: Ints, records: Records, old: Records | None = None, seldom: Sequence[str] = ()
+    ) -> str:
         self.held |= {client: records[[row]].copy() for row, client in enumerate(clients.tolist())}
         return ""
 
