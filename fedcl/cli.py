@@ -14,7 +14,7 @@ import click
 import typer
 from typer.core import TyperCommand
 
-from fedcl import __version__, cli_bench, cli_real
+from fedcl import __version__, cli_bench, cli_real, cli_sweep
 from fedcl.certs import SERVER_DAYS
 from fedcl.errors import ConfigError, FederationError
 
@@ -351,6 +351,7 @@ def _certs(
 app.add_typer(cli_real.server, name="server")
 app.command("client")(cli_real.client)
 app.command("bench")(cli_bench.bench)
+app.command("sweep")(cli_sweep.sweep)
 
 
 def _complain(message: object) -> None:

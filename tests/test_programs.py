@@ -189,3 +189,16 @@ def test_auto_cuts_a_round_into_whole_stacks_of_nearly_equal_size():
     cnn = ("model={name: cnn, width: 2}", "stream.dataset=digits", "stream.partition=iid", "stream.clients=100")
     engine = choice.resolve(tiny(*cnn, "engine.device=cpu", "engine.cohort=auto", "engine.stack=auto"))[0].engine
     assert (engine.stack, engine.cohort) == (1, 4)
+
+
+@pytest.mark.parametrize(
+    ("asked", "stack", "workers", "kind"),
+    [(128, 64, 2, "inline"), (129, 64, 2, "ray"), (8, 1, 2, "inline"), (9, 1, 2, "ray"), (1000, 1, 1, "inline")],
+)
+def test_auto_starts_workers_where_a_round_has_work_for_them(asked: int, stack: int, workers: int, kind: str):
+    """Clients that are trained one by one have long steps: some are enough."""
+    settings = ("engine.kind=auto", "engine.cohort=64", f"engine.stack={stack}", f"engine.workers={workers}")
+    scenario = tiny(*settings)
+    asking = replace(scenario, server=replace(scenario.server, clients_per_round=asked))
+    assert choice.kind(asking) == kind
+    assert choice.kind(replace(asking, engine=replace(asking.engine, address="10.0.0.1:6379"))) == "ray"

@@ -21,7 +21,8 @@ STACKED_PARAMETERS = 200_000
 STACK = 64  # clients: beyond that the stack leaves the caches, and the work around a step is small already
 COHORTS, COHORTS_ALONE = 8, 32  # that a round is cut into: stacked clients are small, others are worth a worker each
 MOST_STACKS = 16  # of a cohort: what is lost with a worker
-INLINE = 128  # clients of a round that are trained in this process, where nobody says otherwise
+# Clients of a round that are trained in this process, where nobody says otherwise: stacked ones, and one by one.
+INLINE, INLINE_ALONE = 128, 8
 
 
 def device(scenario: Scenario) -> Literal["cpu", "cuda"]:
@@ -104,4 +105,5 @@ def kind(scenario: Scenario) -> str:
     engine = scenario.engine
     if engine.kind != "auto":
         return engine.kind
-    return "ray" if engine.address or (workers(scenario)[0] > 1 and _asked(scenario) > INLINE) else "inline"
+    few = INLINE_ALONE if engine.stack == 1 else INLINE
+    return "ray" if engine.address or (workers(scenario)[0] > 1 and _asked(scenario) > few) else "inline"

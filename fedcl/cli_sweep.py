@@ -1,0 +1,94 @@
+"""`fedcl sweep`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from fedcl.sweep.runs import Run, State
+
+OK, FAILED, STOPPED = 0, 1, 75
+FOLDER = Path("runs") / "sweeps"
+
+
+def sweep(
+    context: typer.Context,
+    sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="A shipped sweep or a sweep file.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change in every run.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Its folder; default: runs/sweeps/NAME.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the runs and where they stand; run nothing.")
+    ] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run again what has failed before.")] = False,
+    address: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="A Ray cluster; default: this machine.")
+    ] = None,
+    metric: Annotated[str, typer.Option(help="Figure of the table: acc, forgetting, clients.acc.worst.")] = "acc",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the folder and errors only.")] = False,
+) -> int:
+    """Run scenarios x settings x seeds. The same command goes on where it was stopped; what is finished stays.
+
+    Exit 0: all runs are finished; 1: some have failed; 75: stopped, the same command goes on.
+    """
+    from fedcl.sweep.spec import read
+
+    asked = read(sweep, overrides or ())
+    folder = (out or FOLDER / asked.name).absolute()
+    from fedcl.sweep import runs
+
+    if dry_run:
+        return _listed(runs.planned(asked), folder)
+    from fedcl.interrupt import Stopped
+    from fedcl.sweep.live import Watcher
+
+    try:
+        with Watcher(folder, quiet=quiet) as watcher:
+            state = runs.carry_out(
+                asked, folder, command=context.obj, address=address, retry_failed=retry_failed, listeners=[watcher]
+            )
+    except Stopped:
+        typer.echo(f"stopped; the same command goes on in {folder}", err=True)
+        return STOPPED
+    _told(state, folder, metric, quiet)
+    return FAILED if state.counts[runs.FAILED] else OK
+
+
+def _listed(planned: "dict[str, Run]", folder: Path) -> int:
+    """Print the runs and how far they are."""
+    from fedcl.sweep import runs
+
+    last = runs.outcomes(folder)
+    for run in planned.values():
+        typer.echo(f"{run.key}  {runs.status(folder, run, last):8} {' = '.join(each.title for each in run.points)}")
+    typer.echo(f"{len(planned)} runs in {folder}")
+    return OK
+
+
+def _told(state: "State", folder: Path, metric: str, quiet: bool) -> None:
+    """Print what has come of a sweep, and write its tables."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from fedcl.sweep import tables
+
+    found = tables.collect(folder, metric)
+    tables.write(found, folder)
+    if not quiet:
+        head, lines = tables.grid(found)
+        made = Table(title=escape(f"{found.name}: {found.metric}"), box=SIMPLE_HEAD)
+        for name in head:
+            made.add_column(name, justify="right" if name in tables.HEAD[:-1] else "left")
+        for each in lines:
+            made.add_row(*map(escape, each))
+        console = Console(highlight=False)
+        console.print(made)
+        for note in tables.notes(found):
+            console.print(escape(note), style="dim", soft_wrap=True)
+    for key, error in state.errors.items():
+        typer.echo(f"failed: {state.runs[key].title if key in state.runs else key}: {error}", err=True)
+    typer.echo(str(folder))

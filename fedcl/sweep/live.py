@@ -1,0 +1,84 @@
+"""How a sweep goes, in the terminal: done, running, failed, time left, and where each running run is."""
+
+import time
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.text import Text
+
+from fedcl.console import duration
+from fedcl.journal import EVENTS
+from fedcl.sweep.runs import DONE, FAILED, HELD, RUNNING, WAITING, State
+
+TAIL = 8192  # bytes of a journal's end in which its last round is looked for
+SHOWN = 16  # running runs that are named
+
+
+class Watcher:
+    """A listener of a sweep's state, and a context manager around it."""
+
+    def __init__(self, out: Path, console: Console | None = None, *, quiet: bool = False) -> None:
+        self._out, self._console, self._quiet = out, console or Console(highlight=False), quiet
+        self._live: Live | None = None
+        self._told: dict[str, str] = {}
+
+    def __enter__(self) -> "Watcher":
+        """Start the live table, on a terminal."""
+        if self._console.is_terminal and not self._quiet:
+            self._live = Live(console=self._console, refresh_per_second=4, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End it, whatever happened."""
+        if self._live:
+            self._live.stop()
+            self._live = None
+
+    def __call__(self, state: State) -> None:
+        """Show the state; say once of every run how it has ended."""
+        for key, status in state.status.items():
+            if status in (DONE, FAILED, HELD) and self._told.get(key, status) != status:
+                self._say(f"{status}: {state.runs[key].title}{_why(state, key)}")
+            self._told[key] = status
+        if self._live:
+            self._live.update(Group(Text(line(state)), *(Text(each) for each in self._running(state))))
+
+    def _say(self, text: str) -> None:
+        if not self._quiet:
+            self._console.print(escape(text), soft_wrap=True)
+
+    def _running(self, state: State) -> list[str]:
+        running = [run for key, run in state.runs.items() if state.status[key] == RUNNING]
+        return [f"  {run.title}: round {last_round(run.folder(self._out))}" for run in running[:SHOWN]]
+
+
+def _why(state: State, key: str) -> str:
+    return f": {state.errors[key]}" if key in state.errors else ""
+
+
+def line(state: State) -> str:
+    """Return the state in a line."""
+    counts, left = state.counts, state.left
+    parts = [f"{counts[each]} {each}" for each in (DONE, RUNNING, WAITING, FAILED, HELD) if counts[each]]
+    parts.append(f"{duration(time.monotonic() - state.began)} so far")
+    return " · ".join([*parts, f"ETA {'-' if left is None else duration(left)}"])
+
+
+def last_round(folder: Path) -> int:
+    """Return the last round in a run's journal, 0 where there is none yet."""
+    try:
+        with open(folder / EVENTS, "rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - TAIL))
+            text = file.read()
+    except OSError:
+        return 0
+    _, mark, rest = text.rpartition(b'"event": "round", "round": ')
+    digits = rest.partition(b",")[0]
+    return int(digits) if mark and digits.isdigit() else 0
