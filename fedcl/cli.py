@@ -238,18 +238,31 @@ def _doctor() -> int:
 
 @app.command("report")
 def _report(
-    directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Run directories.")],
+    directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Run directories, or sweeps.")],
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Where to write; default: report.html.")] = None,
 ) -> int:
-    """Write one HTML page about one or several runs (default: DIR/report.html; of several: ./report.html)."""
+    """Write one HTML page about runs, or all of a sweep (default: DIR/report.html; of several DIR: ./report.html)."""
     from fedcl.report import write_report
 
-    for directory in directories:
-        _check_run(directory)
     out = out or (directories[0] if len(directories) == 1 else Path()) / "report.html"
-    write_report(directories, out)
+    runs = [run for directory in directories for run in _runs(directory)]
+    for run in runs:
+        _check_run(run)
+    write_report(runs, out)
     typer.echo(str(out))
     return OK
+
+
+def _runs(directory: Path) -> list[Path]:
+    """Return the runs of a sweep that have begun, or the run directory itself."""
+    if not (directory / "sweep.json").is_file():
+        return [directory]
+    points = json.loads((directory / "sweep.json").read_text())["points"]
+    folders = [directory / "runs" / key for key in dict.fromkeys(str(point["key"]) for point in points)]
+    found = [folder for folder in folders if (folder / "events.jsonl").is_file()]
+    if not found:
+        raise ConfigError(f"{str(directory)!r}: no run of this sweep has begun; fedcl sweep begins them")
+    return found
 
 
 def _check_run(directory: Path) -> None:

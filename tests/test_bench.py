@@ -244,6 +244,20 @@ def test_replay_is_measured_by_samples() -> None:
     assert found["samples_per_second"]["other"]["median"] == fresh / 2
 
 
+def test_projection_is_measured_between_the_ends_of_tasks() -> None:
+    """Tasks of 3 rounds: after two warm ones 4, 5, 7, 8 are ordinary, 3, 6 and 9 of 9 end a task; all are if all do."""
+    assert workloads.counted("fot", 9) == ([3, 4, 6, 7], [2, 5, 8])
+    assert workloads.counted("fot", 3) == ([2], [2])
+    assert workloads.counted("mlp", 4) == ([2, 3], [])
+    work = work_of(workloads.scenario("fot", CLIENTS, CLIENTS, 9))
+    case = replace(CASE, workload="fot", against="fedavg", rounds=9)
+    ours, theirs = [9, 9, 7, 1, 1, 5, 1, 1, 6], [9, 9, 2, 2, 2, 2, 2, 2, 2]
+    found = runner.result(case, work, [(told_of(ours), told_of(theirs))])
+    assert found["ratio"]["median"] == 2.0
+    assert found["updates_per_second"]["fedcl"]["median"] == 8.0
+    assert found["task_end_seconds"]["fedcl"]["median"] == 6
+
+
 def test_other_weights_are_refused(tmp_path: Path) -> None:
     """A thousandth apart is not rounding, and neither is no number."""
     files = []

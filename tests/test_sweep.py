@@ -198,6 +198,14 @@ def test_the_table_is_over_the_seeds_of_each_method(swept: tuple[Sweep, Path, ru
         tables.collect(out, "acx")
 
 
+def test_a_report_of_a_sweep_is_one_of_its_runs(swept: tuple[Sweep, Path, runs.State], tmp_path: Path) -> None:
+    _, out, _ = swept
+    assert main(["report", str(out), "--out", str(tmp_path / "report.html")]) == 0
+    assert "4 runs" in (tmp_path / "report.html").read_text()
+    write_json(tmp_path / "sweep.json", {"points": [{"key": "ab"}]})
+    assert main(["report", str(tmp_path)]) == 2
+
+
 def test_one_that_fails_stops_nobody_and_is_run_again_when_asked(tmp_path: Path, ray_cluster: None) -> None:
     """Its folder is a file at first."""
     sweep = spec.read(str(written(tmp_path, small())))

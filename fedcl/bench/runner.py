@@ -187,13 +187,15 @@ def agreement(case: Case, ours: Told, theirs: Told) -> float:
 def result(case: Case, work: Work, told: Sequence[tuple[Told, Told]]) -> dict[str, Any]:
     """Return the figures of some pairs: per pair the ratio of what both get done in a second, warm rounds left out.
 
-    A method that replays is measured by the samples that go through its model, replayed ones among them.
+    A method that replays is measured by the samples that go through its model, replayed ones among them; one that
+    measures something at the end of tasks by the rounds between, what the others take stands beside it.
     """
-    updates, samples = sum(work.updates[WARM:]), sum(work.samples[WARM:])
-    fresh = sum(visit.n for each in work.rounds[WARM:] for visit in each)  # whoever is plain replays nothing
+    ordinary, ending = workloads.counted(case.workload, case.rounds)
+    updates, samples = (sum(amounts[number] for number in ordinary) for amounts in (work.updates, work.samples))
+    fresh = sum(visit.n for number in ordinary for visit in work.rounds[number])  # whoever is plain replays nothing
     amounts = {"updates": (updates, updates), "samples": (samples, fresh)}
     unit = "samples" if case.workload == "derpp" else "updates"
-    seconds = [tuple(sum(each["seconds"][WARM:]) for each in pair) for pair in told]
+    seconds = [tuple(sum(each["seconds"][number] for number in ordinary) for each in pair) for pair in told]
     ratios = [theirs / ours * amounts[unit][0] / amounts[unit][1] for ours, theirs in seconds]
 
     def both(figures: Callable[[int], list[float]]) -> dict[str, Any]:
@@ -208,6 +210,11 @@ def result(case: Case, work: Work, told: Sequence[tuple[Told, Told]]) -> dict[st
         **{f"{name}_per_second": rates(amount) for name, amount in amounts.items()},
         "start_seconds": both(lambda who: [pair[who]["start_seconds"] for pair in told]),
         "first_round_seconds": both(lambda who: [pair[who]["first_round_seconds"] for pair in told]),
+        "task_end_seconds": both(
+            lambda who: [statistics.median(pair[who]["seconds"][number] for number in ending) for pair in told]
+        )
+        if ending
+        else None,
         "memory": {name: memory([pair[who]["memory"] for pair in told]) for who, name in enumerate(("fedcl", "other"))},
     }  # fmt: skip
 

@@ -94,6 +94,16 @@ def rounds_of(workload: str, clients: int) -> int:
     return WARM + min(60, max(3 if workload == "cnn" else 10, updates // clients))
 
 
+def counted(workload: str, rounds: int) -> tuple[list[int], list[int]]:
+    """Return which rounds (from 0) count, and of a method that measures something at the end of tasks which end one."""
+    after = list(range(WARM, rounds))
+    if workload != "fot":
+        return after, []
+    length = -(-rounds // TASKS)
+    ending = [number for number in after if (number + 1) % length == 0 or number == rounds - 1]
+    return [number for number in after if number not in ending] or after, ending
+
+
 def scenario(workload: str, clients: int, registered: int, rounds: int, overrides: Iterable[str] = ()) -> Scenario:
     """Return the federation of a workload: one epoch a visit, batches of 16, SGD without momentum, no evaluation.
 
