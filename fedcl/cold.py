@@ -12,7 +12,7 @@ import numpy as np
 from numpy.lib.recfunctions import repack_fields
 from numpy.typing import NDArray
 
-from fedcl.packs import BrokenState, Ints, Records, dtype_of, header_of, packed, read_rows, write_pack
+from fedcl.packs import BrokenState, Ints, Records, dtype_of, header_of, pack, packed, read_rows, rows_of, write_pack
 
 POINTER = "@cold"  # (2,): which of the header's cold files, and which row of it; -1: none, the fields are zeros
 SUFFIX = ".cold"
@@ -99,9 +99,10 @@ def read(path: Path, rows: Ints, dtype: np.dtype[np.void], clients: Ints) -> tup
     Raises:
         BrokenState: as `read_rows`, of the pack or of a cold file.
     """
-    cold = header_of(path).cold
-    if not cold:
-        return read_rows(path, rows, dtype, clients), {}
+    with pack(path) as (opened, header):
+        cold = header.cold
+        if not cold:
+            return rows_of(opened, header, path, rows, dtype, clients), {}
     seldom = [name for name in dtype.names or () if name in cold["fields"]]
     hot = [(name, dtype[name]) for name in dtype.names or () if name not in seldom]
     lean = read_rows(path, rows, np.dtype([*hot, (POINTER, "<i4", (2,))]), clients)

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -131,10 +132,17 @@ def _header(file: int, path: Path) -> Header:
     return header
 
 
+@contextmanager
+def pack(path: Path) -> Iterator[tuple[int, Header]]:
+    """Open a pack: its file and its header; BrokenState: it is missing or damaged."""
+    with _opened(path) as file:
+        yield file, _header(file, path)
+
+
 def header_of(path: Path) -> Header:
     """Return a pack's header; BrokenState: the pack is missing or damaged."""
-    with _opened(path) as file:
-        return _header(file, path)
+    with pack(path) as (_, header):
+        return header
 
 
 def _read_header(file: int, path: Path) -> Header:
@@ -186,20 +194,30 @@ def read_rows(path: Path, rows: Ints, dtype: np.dtype[Any], clients: Ints | None
     Raises:
         BrokenState: the pack is missing, damaged, of other fields, or holds no such row of that client.
     """
-    layout = packed(dtype)
-    with _opened(path) as file:
-        header = _header(file, path)
-        if header.fields != _spelled(layout) or header.size != layout.itemsize:
-            raise BrokenState(f"{path} holds records with other fields than {layout}")
-        for row in rows[(rows < 0) | (rows >= len(header.clients))].tolist():
-            raise BrokenState(f"{path} has no row {row}")
-        if clients is not None and not np.array_equal(header.clients[rows], clients):
-            raise BrokenState(
-                f"{path} does not hold the records of clients {clients.tolist()[:8]} where they should be"
-            )
-        out = np.empty((len(rows), header.size), np.uint8)
-        _fill(file, header, rows, out, path)
+    with pack(path) as (file, header):
+        return rows_of(file, header, path, rows, dtype, clients)
+
+
+def rows_of(file: int, header: Header, path: Path, rows: Ints, dtype: np.dtype[Any], clients: Ints | None) -> Records:
+    """Read some rows of an open pack (see `read_rows`)."""
+    layout, spelled = _layout(dtype)
+    if header.fields != spelled or header.size != layout.itemsize:
+        raise BrokenState(f"{path} holds records with other fields than {layout}")
+    if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(header.clients):
+        wrong = rows[(rows < 0) | (rows >= len(header.clients))]
+        raise BrokenState(f"{path} has no row {wrong[0]}")
+    if clients is not None and not np.array_equal(header.clients[rows], clients):
+        raise BrokenState(f"{path} does not hold the records of clients {clients.tolist()[:8]} where they should be")
+    out = np.empty((len(rows), header.size), np.uint8)
+    _fill(file, header, rows, out, path)
     return np.ndarray(len(rows), layout, out).astype(dtype, copy=False)
+
+
+@lru_cache(maxsize=32)
+def _layout(dtype: np.dtype[Any]) -> tuple[np.dtype[np.void], list[Any]]:
+    """Return how a record lies in a pack, and how its header spells that."""
+    layout = packed(dtype)
+    return layout, _spelled(layout)
 
 
 def verify(path: Path, checksum: str) -> None:
