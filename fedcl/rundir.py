@@ -149,5 +149,5 @@ def finished(folder: Path) -> bool:
     """Return whether the run has finished and nothing of what it leaves behind is missing."""
     try:
         return bool(json.loads((folder / "results.json").read_text())["status"] == "finished")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False

@@ -8,6 +8,7 @@ from fedcl.engine.worker import found
 from fedcl.process import environment
 
 DEATHS = 2  # a call whose process dies is made again so often; what it has left on disk it finds there
+CANCELLED = "cancelled"  # what a call comes to that was asked to end
 GRACE = 20.0  # seconds in which calls that are asked to end may do so
 
 
@@ -66,7 +67,7 @@ class Pool:
             self._running[self._task.remote(reference, arguments)] = key
 
     def wait(self, seconds: float) -> list[tuple[str, Any]]:
-        """Wait until a call has ended, at most so long; return (key, result), the result an Exception if it failed."""
+        """Wait until a call has ended, at most so long; return (key, result): an Exception if it failed; CANCELLED."""
         ended, _ = self._ray.wait(list(self._running), num_returns=1, timeout=seconds) if self._running else ([], [])
         found = [(self._running.pop(each), self._result(each)) for each in ended]
         self._fill()
@@ -75,6 +76,8 @@ class Pool:
     def _result(self, reference: Any) -> Any:
         try:
             return self._ray.get(reference)
+        except self._ray.exceptions.TaskCancelledError:
+            return CANCELLED
         except self._ray.exceptions.RayError as error:
             return error
 

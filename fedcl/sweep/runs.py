@@ -12,6 +12,7 @@ from typing import Any
 
 from fedcl import config, rundir
 from fedcl.config import Scenario
+from fedcl.engine.pool import CANCELLED, Pool
 from fedcl.errors import ConfigError
 from fedcl.interrupt import STOPPED, Stopped, listening
 from fedcl.journal import Journal, read_events, write_json
@@ -147,8 +148,6 @@ def _worked_off(
     sweep: Sweep, out: Path, todo: Sequence[Run], state: State, journal: Journal, address: str | None, command: str,
     listeners: Sequence[Listener], check: Callable[[], None],
 ) -> None:  # fmt: skip
-    from fedcl.engine.pool import Pool
-
     limits = sweep.limits
     pool = Pool(cpus=limits.cpus, gpus=limits.gpus, at_once=limits.at_once, address=address)
     state.most, started = pool.most, dict[str, float]()
@@ -180,6 +179,7 @@ def _here(scenario: Scenario) -> Scenario:
 def _ended(key: str, result: Any, seconds: float, state: State, journal: Journal) -> None:
     """Write down how a run has ended."""
     code, error = result if isinstance(result, tuple) else (1, f"{type(result).__name__}: {result}")
+    code = STOPPED if result == CANCELLED else code  # it has left its last checkpoint
     state.status[key] = {0: DONE, STOPPED: HELD}.get(code, FAILED)
     state.errors.pop(key, None)
     if state.status[key] == FAILED:
