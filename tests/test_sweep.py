@@ -225,7 +225,7 @@ def test_one_that_fails_stops_nobody_and_is_run_again_when_asked(tmp_path: Path,
 
 def test_a_stopped_sweep_goes_on(tmp_path: Path) -> None:
     """SIGTERM after the first run has begun: exit 75; the same command finishes it."""
-    path = written(tmp_path, small(set={**TINY, "stream.schedule.rounds_per_task": 150}, limits={"at_once": 1}))
+    path = written(tmp_path, small(set={**TINY, "stream.schedule.rounds_per_task": 30}, limits={"at_once": 1}))
     command = [sys.executable, "-m", "fedcl", "sweep", str(path), "--out", str(tmp_path / "out"), "--quiet"]
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     while child.poll() is None and not list((tmp_path / "out").glob("runs/*/checkpoints/*")):
@@ -314,7 +314,7 @@ def test_a_folder_without_a_sweep_is_refused(tmp_path: Path) -> None:
 def test_a_sweep_that_is_killed_three_times_ends_as_one_that_is_not(tmp_path: Path, ray_cluster: None) -> None:
     """SIGKILL of everything at three moments, then the same command: same hashes, and no finished run done twice."""
     plain = small(
-        set={**TINY, "stream.schedule.rounds_per_task": 60}, grid={"client.method": ["finetune", "er", "derpp"]}
+        set={**TINY, "stream.schedule.rounds_per_task": 20}, grid={"client.method": ["finetune", "er", "derpp"]}
     )
     path = written(tmp_path, plain)
     sweep = spec.read(str(path))
