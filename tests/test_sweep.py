@@ -223,6 +223,7 @@ def test_one_that_fails_stops_nobody_and_is_run_again_when_asked(tmp_path: Path,
     assert (again.counts, again.errors) == ({"done": 4}, {})
 
 
+@pytest.mark.slow
 def test_a_stopped_sweep_goes_on(tmp_path: Path) -> None:
     """SIGTERM after the first run has begun: exit 75; the same command finishes it."""
     path = written(tmp_path, small(set={**TINY, "stream.schedule.rounds_per_task": 30}, limits={"at_once": 1}))
