@@ -124,10 +124,11 @@ def _stale(temporary: Path) -> bool:
 
 
 def _differ(one: Records, other: Records, names: Sequence[str]) -> NDArray[np.bool_]:
-    """Return whose records (k,) differ in any of some fields."""
+    """Return whose records (k,) differ in a byte of some fields: 0.0 and -0.0 do, a NaN and itself do not."""
     found: NDArray[np.bool_] = np.zeros(len(one), np.bool_)
     for name in names:
-        found |= (one[name] != other[name]).reshape(len(one), -1).any(axis=1)
+        mine, others = (np.ascontiguousarray(each[name]).reshape(len(one), -1).view(np.uint8) for each in (one, other))
+        found |= (mine != others).any(axis=1)
     return found
 
 
@@ -162,6 +163,8 @@ class PackStore:
         positions: dict[str, list[int]] = {}
         for i, name in enumerate(packs):
             positions.setdefault(name or "", []).append(i)
+        for client in clients.tolist():  # what an earlier load knew of them
+            self._places.pop(client, None)
         for name, at in positions.items():
             if name:
                 records[at], places = cold.read(self.path(name), rows[at], records.dtype, clients[at])

@@ -93,6 +93,20 @@ def test_split_records_are_those_of_whole_ones_and_nothing_needed_is_collected(
     assert {path.name for path in split.folder.iterdir()} == {name for each, _ in kept for name in split.files(each)}
 
 
+def test_a_byte_is_a_change_and_no_number_is_none(tmp_path: Path) -> None:
+    """0.0 that becomes -0.0 is written, NaN that stays is not."""
+    index = Index.empty(2)
+    for round, value in enumerate([0.0, -0.0, np.nan, np.nan], 1):
+        store = PackStore(tmp_path)
+        old = store.load(ids(0), *index.locate(ids(0)), FRESH)
+        new = old.copy()
+        new["ewc.theta"][0, 0] = value
+        name = f"r{round:06d}-c00000.pack"
+        index = index.place(name, store.save(name, ids(0), new, old, SELDOM_FIELDS), ids(0))
+    assert np.isnan(records(index, tmp_path)["ewc.theta"][0, 0])
+    assert sorted(path.name for path in tmp_path.glob("*.cold")) == ["r000002-c00000.cold", "r000003-c00000.cold"]
+
+
 def test_a_record_from_before_the_split_keeps_what_it_has(tmp_path: Path) -> None:
     """A pack that holds everything is read, and its cold fields are written apart at the next visit."""
     whole = np.zeros(2, RECORD)
