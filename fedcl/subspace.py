@@ -16,6 +16,8 @@ from fedcl.errors import ConfigError, nearest
 from fedcl.settings import OutOfRange, Settings, setting
 
 HEAD = "head."
+LARGE = 1024  # rows and columns of a sketch from which on a few leading directions are looked for first
+FEW, MORE = 200, 10  # how many, and how many more make the search exact enough
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,8 +138,37 @@ def directions_of_gram(gram: Tensor, basis: Tensor, floor: float) -> tuple[Tenso
     return torch.where(values > floor, values, 0.0), vectors
 
 
-def directions_of_sketch(sketch: Tensor, floor: float) -> tuple[Tensor, Tensor]:
-    """Return the same from a sketch (d, m) of what is outside the basis."""
+def directions_of_sketch(sketch: Tensor, floor: float, wanted: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Return the same from a sketch (d, m) of what is outside the basis.
+
+    A large one costs minutes. If its `FEW` leading directions hold more than is wanted, they come alone, and with them
+    the energy of all others as a last value, whose direction is 0.
+
+    Args:
+        wanted: share of the energy that `leading` will be asked for.
+    """
+    if wanted < 1 and min(sketch.shape) > LARGE and (found := _few_directions(sketch, floor, wanted)):
+        return found
     vectors, singular, _ = torch.linalg.svd(sketch.double(), full_matrices=False)
     values = singular.square()
     return torch.where(values > floor, values, 0.0), vectors
+
+
+def _few_directions(sketch: Tensor, floor: float, wanted: float) -> tuple[Tensor, Tensor] | None:
+    """Look for the leading directions alone; None: more than `FEW` are needed.
+
+    Randomised, with one power iteration (Halko, Martinsson, Tropp, SIAM Review 2011, arXiv:0909.4061, algorithms 4.4
+    and 5.1). The energies are those of these directions themselves, so a share that they hold is held.
+    """
+    flat, drawn = sketch.float(), torch.Generator().manual_seed(0)
+    noise = torch.randn(flat.shape[1], FEW + MORE, generator=drawn).to(flat.device)
+    span = torch.linalg.qr(flat @ noise)[0]
+    span = torch.linalg.qr(flat @ (flat.T @ span))[0]
+    turn, singular, _ = torch.linalg.svd((span.T @ flat).double(), full_matrices=False)
+    values, vectors = singular.square()[:FEW], (span.double() @ turn)[:, :FEW]
+    whole = torch.linalg.vector_norm(flat, dtype=torch.float64).square()
+    values = torch.where(values > floor, values, 0.0)
+    if not values.sum() > wanted * whole:
+        return None
+    rest = (whole - values.sum()).clamp(min=0.0)[None]
+    return torch.cat([values, rest]), torch.cat([vectors, vectors.new_zeros(len(vectors), 1)], dim=1)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from clients.answers.case import Case, columns, layer_inputs, load_weights
 from clients.answers.subspace import gram, sketch
-from fedcl import api
+from fedcl import api, subspace
 from fedcl.answers import LAYOUTS, Answer, Layout, Tensors
 from fedcl.config import Plain, Scenario, load
 from fedcl.errors import ConfigError
@@ -571,3 +571,37 @@ def test_a_run_with_protected_biases(tmp_path: Path) -> None:
     bases = {name: each for name, each in last.tensors.items() if name.startswith("method/basis/")}
     rows = {name.removeprefix("method/basis/"): each.shape[0] for name, each in bases.items()}
     assert rows == {"body.1.weight": 6, "head.weight": 7}
+
+
+def spread_out(d: int, decay: float, seed: int = 0) -> Tensor:
+    """Return a sketch (d, d) whose directions have energies of decay^(2 i), up to what the noise of a sketch makes."""
+    drawn = torch.Generator().manual_seed(seed)
+    directions = torch.linalg.qr(torch.randn(d, d, generator=drawn))[0]
+    return (directions * decay ** torch.arange(float(d))) @ torch.randn(d, d, generator=drawn) / d**0.5
+
+
+@pytest.mark.parametrize("wanted", [0.5, 0.95, 0.999])
+def test_few_directions_of_a_large_sketch_hold_what_is_wanted(wanted: float) -> None:
+    """As many as the exact ones, or one more; what they hold is measured on the sketch itself."""
+    sketch, nothing = spread_out(1040, 0.95), torch.zeros(1040, 0, dtype=torch.float64)
+    few = subspace.directions_of_sketch(sketch, 0.0, wanted)
+    exact = subspace.directions_of_sketch(sketch, 0.0)
+    assert few[0].shape == (subspace.FEW + 1,)
+    assert exact[0].shape == (1040,)
+    assert float(few[0].sum()) == pytest.approx(float(exact[0].sum()), rel=1e-6)
+    found, best = (
+        subspace.grown(nothing, *each, left=1.0, epsilon=wanted, at_least=0) for each in (few, exact)
+    )  # fmt: skip
+    assert best.shape[1] <= found.shape[1] <= best.shape[1] + 1
+    torch.testing.assert_close(found.T @ found, torch.eye(found.shape[1], dtype=torch.float64), atol=1e-9, rtol=0)
+    held = (found.T @ sketch.double()).square().sum() / sketch.double().square().sum()
+    assert wanted < float(held)
+
+
+def test_a_large_sketch_that_needs_many_directions_is_looked_at_whole() -> None:
+    sketch = spread_out(1040, 0.999)
+    few, exact = subspace.directions_of_sketch(sketch, 0.0, 0.95), subspace.directions_of_sketch(sketch, 0.0)
+    assert few[0].shape == (1040,)
+    assert torch.equal(few[0], exact[0])
+    zeros = subspace.directions_of_sketch(torch.zeros(1040, 1040), 0.0, 0.95)
+    assert not zeros[0].any()

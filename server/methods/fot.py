@@ -22,7 +22,7 @@ from torch import Tensor
 from fedcl.answers import Answer, Layout, Tensors, under
 from fedcl.forms import Form, Forms
 from fedcl.settings import setting
-from fedcl.subspace import Protection, directions_of_gram, directions_of_sketch, grown, project_out
+from fedcl.subspace import Protection, directions_of_gram, directions_of_sketch, grown, project_out, wanted_share
 from server.methods.fedavg import FedAvg
 
 SATURATED = 0.9  # share of a layer's input directions above which it can hardly learn any more
@@ -132,7 +132,8 @@ class FOT(Protection, FedAvg):
         if self.statistic == "gram":
             values, vectors = directions_of_gram(matrix, basis, rounding * whole)
         else:
-            values, vectors = directions_of_sketch(matrix, 4 * rounding**2 * matrix.shape[1] * whole)
+            floor, wanted = 4 * rounding**2 * matrix.shape[1] * whole, wanted_share(left, epsilon)
+            values, vectors = directions_of_sketch(matrix, floor, wanted)
         new = grown(basis, values, vectors, left=left, epsilon=epsilon, at_least=0 if squared else 1)
         return new.to(old.dtype)
 
