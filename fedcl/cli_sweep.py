@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 OK, FAILED, STOPPED = 0, 1, 75
 FOLDER = Path("runs") / "sweeps"
+WIDE, WIDTH = ("iqm", "its interval", "test"), 140  # columns that only a wide terminal shows; the files have them
 
 
 def sweep(
@@ -80,12 +81,15 @@ def _told(state: "State", folder: Path, metric: str, quiet: bool) -> None:
     tables.write(found, folder)
     if not quiet:
         head, lines = tables.grid(found)
-        made = Table(title=escape(f"{found.name}: {found.metric}"), box=SIMPLE_HEAD)
-        for name in head:
-            made.add_column(name, justify="right" if name in tables.HEAD[:-1] else "left")
-        for each in lines:
-            made.add_row(*map(escape, each))
         console = Console(highlight=False)
+        shown = [place for place, name in enumerate(head) if name not in WIDE or console.width >= WIDTH]
+        made = Table(title=escape(f"{found.name}: {found.metric}"), box=SIMPLE_HEAD)
+        for place in shown:
+            figure = head[place] in tables.HEAD  # a figure is never cut short, the name of a setting may be
+            least = max(len(each[place]) for each in [head, *lines]) if figure else 8
+            made.add_column(head[place], justify="right" if figure else "left", no_wrap=True, min_width=least)
+        for each in lines:
+            made.add_row(*(escape(each[place]) for place in shown))
         console.print(made)
         for note in tables.notes(found):
             console.print(escape(note), style="dim", soft_wrap=True)

@@ -18,6 +18,7 @@ from fedcl.journal import read_events, write_json
 from fedcl.statistics import spread
 from fedcl.sweep import runs, spec, tables
 from fedcl.sweep.spec import Sweep
+from fedcl.testing import changed
 
 TINY = {
     "stream.dataset": {"name": "synthetic", "classes": 4, "features": 4, "samples": 200, "test_samples": 40},
@@ -142,15 +143,24 @@ def test_points_of_one_configuration_are_one_run(tmp_path: Path) -> None:
     assert [point.labels["rate"] for point in run.points] == ["set", "again"]
 
 
-# What is run.
+# What is run. Each sweep is a command of its own, with a Ray of its own.
+
+
+def swept_by(path: Path, out: Path, *options: str) -> tuple[int, str]:
+    """Return exit code and stderr of the command."""
+    command = [sys.executable, "-m", "fedcl", "sweep", str(path), "--out", str(out), "--quiet", *options]
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=300)
+    return done.returncode, done.stderr
 
 
 @pytest.fixture(scope="module")
-def swept(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> tuple[Sweep, Path, runs.State]:
+def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Sweep, Path, runs.State]:
     """Return a sweep of two methods and two seeds that has run undisturbed."""
     folder = tmp_path_factory.mktemp("sweep")
-    sweep = spec.read(str(written(folder, small())))
-    return sweep, folder / "out", runs.carry_out(sweep, folder / "out", command="fedcl sweep tiny")
+    path = written(folder, small())
+    assert swept_by(path, folder / "out") == (0, "")
+    sweep = spec.read(str(path))
+    return sweep, folder / "out", runs.carry_out(sweep, folder / "out")  # nothing is left to do
 
 
 def test_a_run_of_a_sweep_is_the_run_that_fedcl_run_makes(
@@ -159,12 +169,12 @@ def test_a_run_of_a_sweep_is_the_run_that_fedcl_run_makes(
     _, out, state = swept
     assert state.counts == {"done": 4}
     key, run = next(iter(state.runs.items()))
-    alone = api.run(run.scenario, out=tmp_path / "alone").results
+    alone = api.run(changed(run.scenario, kind="inline"), out=tmp_path / "alone").results
     found = json.loads((out / "runs" / key / "results.json").read_text())
     for name in ("weights_sha256", "state_sha256", "clients_sha256", "metrics", "config_hash"):
         assert found[name] == alone[name]
     assert key == config.config_hash(run.scenario)[:12]
-    assert found["command"] == "fedcl sweep tiny"
+    assert found["command"].startswith("fedcl sweep ")
 
 
 def test_what_is_finished_is_not_done_again(swept: tuple[Sweep, Path, runs.State]) -> None:
@@ -194,6 +204,7 @@ def test_the_table_is_over_the_seeds_of_each_method(swept: tuple[Sweep, Path, ru
         sum(er - plain for er, plain in zip(by_hand["er"], by_hand["finetune"], strict=True)) / 2
     )
     assert "no interval: 2 seeds, 3 are the fewest" in tables.notes(found)
+    assert "p: no test: 2 seeds in common." in tables.notes(found)
     with pytest.raises(ConfigError, match=r"--metric 'acx': unknown; did you mean 'acc'\?"):
         tables.collect(out, "acx")
 
@@ -206,20 +217,23 @@ def test_a_report_of_a_sweep_is_one_of_its_runs(swept: tuple[Sweep, Path, runs.S
     assert main(["report", str(tmp_path)]) == 2
 
 
-def test_one_that_fails_stops_nobody_and_is_run_again_when_asked(tmp_path: Path, ray_cluster: None) -> None:
+def test_one_that_fails_stops_nobody_and_is_run_again_when_asked(tmp_path: Path) -> None:
     """Its folder is a file at first."""
-    sweep = spec.read(str(written(tmp_path, small())))
-    out = tmp_path / "out"
+    path, out = written(tmp_path, small()), tmp_path / "out"
+    sweep = spec.read(str(path))
     broken = list(runs.planned(sweep))[1]
     (out / "runs").mkdir(parents=True)
     (out / "runs" / broken).write_text("in the way")
-    state = runs.carry_out(sweep, out)
+    code, said = swept_by(path, out)
+    assert code == 1
+    assert "failed: split-digits client.method=er seed=0" in said
+    state = runs.carry_out(sweep, out)  # it is not run again unless somebody asks for it
     assert state.counts == {"done": 3, "failed": 1}
     assert state.status[broken] == "failed"
     assert "cannot be written" in state.errors[broken]
     (out / "runs" / broken).unlink()
-    assert runs.carry_out(sweep, out).counts == {"done": 3, "failed": 1}  # not asked for
-    again = runs.carry_out(sweep, out, retry_failed=True)
+    assert swept_by(path, out, "--retry-failed") == (0, "")
+    again = runs.carry_out(sweep, out)
     assert (again.counts, again.errors) == ({"done": 4}, {})
 
 
@@ -312,14 +326,14 @@ def test_a_folder_without_a_sweep_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_sweep_that_is_killed_three_times_ends_as_one_that_is_not(tmp_path: Path, ray_cluster: None) -> None:
+def test_a_sweep_that_is_killed_three_times_ends_as_one_that_is_not(tmp_path: Path) -> None:
     """SIGKILL of everything at three moments, then the same command: same hashes, and no finished run done twice."""
     plain = small(
         set={**TINY, "stream.schedule.rounds_per_task": 20}, grid={"client.method": ["finetune", "er", "derpp"]}
     )
     path = written(tmp_path, plain)
-    sweep = spec.read(str(path))
-    undisturbed = runs.carry_out(sweep, tmp_path / "straight")
+    assert swept_by(path, tmp_path / "straight") == (0, "")
+    undisturbed = runs.planned(spec.read(str(path)))
     command = [sys.executable, "-m", "fedcl", "sweep", str(path), "--out", str(tmp_path / "killed"), "--quiet"]
     for after in (1, 2, 4):
         child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
@@ -327,8 +341,8 @@ def test_a_sweep_that_is_killed_three_times_ends_as_one_that_is_not(tmp_path: Pa
             time.sleep(0.01)
         os.killpg(child.pid, signal.SIGKILL)
         child.wait()
-    assert subprocess.run(command, stdout=subprocess.DEVNULL, timeout=300).returncode == 0
-    for key in undisturbed.runs:
+    assert swept_by(path, tmp_path / "killed")[0] == 0
+    for key in undisturbed:
         one, other = (
             json.loads((tmp_path / name / "runs" / key / "results.json").read_text()) for name in ("straight", "killed")
         )

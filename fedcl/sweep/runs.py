@@ -152,7 +152,7 @@ def _worked_off(
     pool = Pool(cpus=limits.cpus, gpus=limits.gpus, at_once=limits.at_once, address=address)
     state.most, started = pool.most, dict[str, float]()
     for run in todo:
-        pool.submit(run.key, f"{__name__}:one", str(run.folder(out)), as_text(_here(run.scenario)), command)
+        pool.submit(run.key, f"{__name__}:one", str(run.folder(out)), as_text(_here(run)), command)
     try:
         while pool.busy:
             for key in set(pool.running) - started.keys():
@@ -170,10 +170,12 @@ def _worked_off(
         raise
 
 
-def _here(scenario: Scenario) -> Scenario:
-    """Return a run's scenario as it runs beside others: in one process, unless it says otherwise."""
-    engine = scenario.engine
-    return replace(scenario, engine=replace(engine, kind="inline")) if engine.kind == "auto" else scenario
+def _here(run: Run) -> Scenario:
+    """Return a run's scenario as it runs beside others: in one process, whatever the scenario file says.
+
+    Workers of its own would wait for the cores that the runs of the sweep have, and these for them.
+    """
+    return replace(run.scenario, engine=replace(run.scenario.engine, kind="inline"))
 
 
 def _ended(key: str, result: Any, seconds: float, state: State, journal: Journal) -> None:

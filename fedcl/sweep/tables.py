@@ -151,6 +151,8 @@ def notes(found: Found) -> list[str]:
         "difference: to the first line of the same scenario, on the seeds that both have; p adjusted by Holm.",
     ]
     said += sorted({each.note for each in spreads if each.note})
+    tests = {row.versus.test or row.versus.note for row in found.rows if row.versus}
+    said += [f"p: {', '.join(sorted(tests))}."] if tests else []
     if found.ranks:
         order = sorted(found.ranks.items(), key=lambda each: each[1])
         said.append("mean rank over scenarios: " + ", ".join(f"{name} {rank:.2f}" for name, rank in order))
