@@ -83,7 +83,10 @@ def _told(state: "State", folder: Path, metric: str, quiet: bool) -> None:
         head, lines = tables.grid(found)
         console = Console(highlight=False)
         shown = [place for place, name in enumerate(head) if name not in WIDE or console.width >= WIDTH]
-        made = Table(title=escape(f"{found.name}: {found.metric}"), box=SIMPLE_HEAD)
+        if len({each[0] for each in lines}) == 1 and head[1] not in tables.HEAD:  # one scenario: the title names it
+            shown.remove(0)
+        title = f"{found.name}, {lines[0][0]}: {found.metric}" if 0 not in shown else f"{found.name}: {found.metric}"
+        made = Table(title=escape(title), box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
         for place in shown:
             figure = head[place] in tables.HEAD  # a figure is never cut short, the name of a setting may be
             least = max(len(each[place]) for each in [head, *lines]) if figure else 8
