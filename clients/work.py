@@ -59,7 +59,7 @@ def train(site: Site, order: TrainOrder, store: Store) -> TrainReply:
     worked = _persistent(site, order, old)
     name = f"r{order.round:06d}-c{order.cohort:05d}.pack" if len(worked.clients) else ""
     with doing("state out"):
-        before = old[np.isin(order.clients, worked.clients)]
+        before = old[np.isin(order.clients, worked.clients)] if site.seldom else None
         checksum = store.save(name, worked.clients, worked.records, before, site.seldom) if name else ""
     return TrainReply(
         round=order.round, cohort=order.cohort, clients=worked.clients, table=worked.table, errors=worked.errors,

@@ -17,6 +17,7 @@ from typer.core import TyperCommand
 from fedcl import __version__, cli_bench, cli_real, cli_sweep
 from fedcl.certs import SERVER_DAYS
 from fedcl.errors import ConfigError, FederationError
+from fedcl.interrupt import STOPPED
 
 if TYPE_CHECKING:
     from fedcl import config
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from fedcl.catalogue import Entry, Option
     from fedcl.certfolder import File
 
-OK, FAILED, USAGE, INTERRUPTED, STOPPED = 0, 1, 2, 130, 75
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 RUNS = Path("runs")
 WIDTH = 100  # of what `list` tells
 
@@ -243,26 +244,15 @@ def _report(
 ) -> int:
     """Write one HTML page about runs, or all of a sweep (default: DIR/report.html; of several DIR: ./report.html)."""
     from fedcl.report import write_report
+    from fedcl.sweep.folder import run_folders
 
     out = out or (directories[0] if len(directories) == 1 else Path()) / "report.html"
-    runs = [run for directory in directories for run in _runs(directory)]
+    runs = [run for directory in directories for run in run_folders(directory)]
     for run in runs:
         _check_run(run)
     write_report(runs, out)
     typer.echo(str(out))
     return OK
-
-
-def _runs(directory: Path) -> list[Path]:
-    """Return the runs of a sweep that have begun, or the run directory itself."""
-    if not (directory / "sweep.json").is_file():
-        return [directory]
-    points = json.loads((directory / "sweep.json").read_text())["points"]
-    folders = [directory / "runs" / key for key in dict.fromkeys(str(point["key"]) for point in points)]
-    found = [folder for folder in folders if (folder / "events.jsonl").is_file()]
-    if not found:
-        raise ConfigError(f"{str(directory)!r}: no run of this sweep has begun; fedcl sweep begins them")
-    return found
 
 
 def _check_run(directory: Path) -> None:

@@ -13,7 +13,7 @@ from fedcl.errors import ConfigError, nearest
 if TYPE_CHECKING:
     from fedcl import config
 
-OK, STOPPED = 0, 75
+OK = 0
 PORT = 8000
 
 
@@ -147,7 +147,7 @@ def _supervise(state: Path, folder: Path, quiet: bool, **listening_at: Any) -> i
 
     from fedcl import api
     from fedcl.console import Progress, table
-    from fedcl.interrupt import Stopped, listening
+    from fedcl.interrupt import STOPPED, Stopped, listening
     from fedcl.real.nodes import link_of
     from fedcl.real.serving import Server
 
@@ -243,7 +243,7 @@ def client(
 ) -> int:
     """Take part in a federation until stopped, with one client or several (--client); go on after any crash."""
     from fedcl import names
-    from fedcl.interrupt import Stopped, listening
+    from fedcl.interrupt import STOPPED, Stopped, listening
     from fedcl.lock import Lock
     from fedcl.real.joining import Node, name_by
     from fedcl.trust import packages

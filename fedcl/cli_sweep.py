@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedcl.interrupt import STOPPED, Stopped
+
 if TYPE_CHECKING:
     from fedcl.sweep.runs import Run, State
 
-OK, FAILED, STOPPED = 0, 1, 75
+OK, FAILED = 0, 1
 FOLDER = Path("runs") / "sweeps"
 WIDE, WIDTH = ("iqm", "its interval", "test"), 140  # columns that only a wide terminal shows; the files have them
 
@@ -42,7 +44,6 @@ def sweep(
 
     if dry_run:
         return _listed(runs.planned(asked), folder)
-    from fedcl.interrupt import Stopped
     from fedcl.sweep.live import Watcher
 
     try:

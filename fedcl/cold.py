@@ -4,15 +4,28 @@ A pack of hot fields points at rows of cold files, which are packs too, of this 
 names them with their checksums, so that the checksum of the pack covers all that its clients have.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.lib.recfunctions import repack_fields
 from numpy.typing import NDArray
 
-from fedcl.packs import BrokenState, Ints, Records, dtype_of, header_of, pack, packed, read_rows, rows_of, write_pack
+from fedcl.packs import (
+    BrokenState,
+    Header,
+    Ints,
+    Records,
+    dtype_in,
+    header_of,
+    pack,
+    packed,
+    read_rows,
+    rows_of,
+    spelled,
+    write_pack,
+)  # fmt: skip
 
 POINTER = "@cold"  # (2,): which of the header's cold files, and which row of it; -1: none, the fields are zeros
 SUFFIX = ".cold"
@@ -38,20 +51,27 @@ def write(
         fresh: (k,) whose cold fields have changed.
         known: client -> where the cold fields of the others lie; of those who are not in it, they are zeros.
     """
-    kinds = records.dtype
-    hot = [name for name in kinds.names or () if name not in seldom]
-    lean = np.empty(len(records), [*((name, kinds[name]) for name in hot), (POINTER, "<i4", (2,))])
-    for name in hot:
-        lean[name] = records[name]
-    own, checksum = path.stem + SUFFIX, ""
+    own, checksum = path.with_suffix(SUFFIX), ""
     if fresh.any():
-        checksum = write_pack(path.with_suffix(SUFFIX), repack_fields(records[list(seldom)])[fresh], clients[fresh])
-    places = list(_places(clients, fresh, Place(own, checksum, 0), known))
-    files = {place.file: place.checksum for place in places if place}
-    number = {file: n for n, file in enumerate(files)}
+        checksum = write_pack(own, repack_fields(records[list(seldom)])[fresh], clients[fresh])
+    places = list(_places(clients, fresh, Place(own.name, checksum, 0), known))
+    named = {place.file: place.checksum for place in places if place}
+    number = {file: n for n, file in enumerate(named)}
+    lean = np.empty(len(records), _lean(records.dtype, seldom))
+    for name in _hot(records.dtype, seldom):
+        lean[name] = records[name]
     lean[POINTER] = [(number[place.file], place.row) if place else (-1, 0) for place in places]
-    fields = {name: [kinds[name].base.newbyteorder("<").str, list(kinds[name].shape)] for name in seldom}
-    return write_pack(path, lean, clients, {"fields": fields, "files": files})
+    fields = spelled(packed(np.dtype([(name, records.dtype[name]) for name in seldom])))
+    return write_pack(path, lean, clients, {"fields": fields, "files": named})
+
+
+def _hot(dtype: np.dtype[np.void], seldom: Container[str]) -> list[str]:
+    return [name for name in dtype.names or () if name not in seldom]
+
+
+def _lean(dtype: np.dtype[np.void], seldom: Container[str]) -> np.dtype[np.void]:
+    """Return the dtype of records without their cold fields, and with a pointer to them."""
+    return np.dtype([*((name, dtype[name]) for name in _hot(dtype, seldom)), (POINTER, "<i4", (2,))])
 
 
 def _places(
@@ -69,28 +89,25 @@ def files(path: Path) -> dict[str, str]:
     Raises:
         BrokenState: the pack is missing or damaged, or a name could lead out of its folder.
     """
-    found: dict[str, str] = (header_of(path).cold or {}).get("files", {})
+    return _files(header_of(path), path)
+
+
+def _files(header: Header, path: Path) -> dict[str, str]:
+    found: dict[str, str] = (header.cold or {}).get("files", {})
     for name in found:
         if Path(name).name != name or not name.endswith(SUFFIX):
             raise BrokenState(f"{path}: {name!r} is no name of a cold file")
     return found
 
 
-def names(path: Path) -> list[str]:
-    """Return the cold fields of a pack's records."""
-    return list((header_of(path).cold or {}).get("fields", ()))
-
-
-def whole(path: Path) -> np.dtype[np.void]:
-    """Return the dtype of a pack's records with their cold fields."""
-    plain, cold = dtype_of(path), header_of(path).cold
-    if not cold:
-        return plain
-    try:
-        parts = [(name, kind, tuple(shape)) for name, (kind, shape) in cold["fields"].items()]
-        return packed(np.dtype([*((name, plain[name]) for name in plain.names or () if name != POINTER), *parts]))
-    except (KeyError, ValueError, TypeError) as error:
-        raise BrokenState(f"{path}: the header's fields are not those of a record ({error})") from error
+def layout(path: Path) -> tuple[np.dtype[np.void], list[str]]:
+    """Return the dtype of a pack's records with their cold fields, and the names of these."""
+    header = header_of(path)
+    if not header.cold:
+        return dtype_in(header, path), []
+    fields = header.cold["fields"]
+    hot = replace(header, fields=[each for each in header.fields if each[0] != POINTER])
+    return dtype_in(hot, path, fields), [each[0] for each in fields]
 
 
 def read(path: Path, rows: Ints, dtype: np.dtype[np.void], clients: Ints) -> tuple[Records, dict[int, Place]]:
@@ -100,18 +117,15 @@ def read(path: Path, rows: Ints, dtype: np.dtype[np.void], clients: Ints) -> tup
         BrokenState: as `read_rows`, of the pack or of a cold file.
     """
     with pack(path) as (opened, header):
-        cold = header.cold
-        if not cold:
+        if not header.cold:
             return rows_of(opened, header, path, rows, dtype, clients), {}
-    seldom = [name for name in dtype.names or () if name in cold["fields"]]
-    hot = [(name, dtype[name]) for name in dtype.names or () if name not in seldom]
-    lean = read_rows(path, rows, np.dtype([*hot, (POINTER, "<i4", (2,))]), clients)
-    records = np.zeros(len(rows), dtype)
-    for name, _ in hot:
+        seldom = [each[0] for each in header.cold["fields"] if each[0] in (dtype.names or ())]
+        lean = rows_of(opened, header, path, rows, _lean(dtype, seldom), clients)
+    records, places = np.zeros(len(rows), dtype), dict[int, Place]()
+    for name in _hot(dtype, seldom):
         records[name] = lean[name]
-    part, places = np.dtype([(name, dtype[name]) for name in seldom]), dict[int, Place]()
-    number, row = lean[POINTER].T
-    for n, (file, checksum) in enumerate(files(path).items()):
+    part, (number, row) = np.dtype([(name, dtype[name]) for name in seldom]), lean[POINTER].T
+    for n, (file, checksum) in enumerate(_files(header, path).items()):
         mine = np.flatnonzero(number == n)
         found = read_rows(path.with_name(file), row[mine].astype(np.int64), part, clients[mine])
         for name in seldom:

@@ -3,10 +3,10 @@
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
@@ -76,17 +76,46 @@ def _tasks(tasks: Sequence[int]) -> str:
     return f"task {', '.join(map(str, distinct)) or UNKNOWN}"
 
 
-class Progress:
-    """A listener of journal events that tells how the run goes, and a context manager around the run.
+class OnTerminal:
+    """Something that is shown while work goes on: a context manager around the work.
 
-    On a terminal one live line, and a line that stays for each evaluation and task end; elsewhere plain lines only.
+    On a terminal what `shown` returns, live, and lines that stay; elsewhere plain lines only.
     """
 
-    def __init__(self, console: Console | None = None, errors: Console | None = None, *, quiet: bool = False) -> None:
-        self._console = console or Console(highlight=False)
-        self._errors = errors or Console(stderr=True, highlight=False)
-        self._quiet = quiet
+    def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
+        self._console, self._quiet = console or Console(highlight=False), quiet
         self._live: Live | None = None
+
+    def __enter__(self) -> Self:
+        """Start what is live, on a terminal."""
+        if self._console.is_terminal and not self._quiet:
+            self._live = Live(console=self._console, get_renderable=self.shown, refresh_per_second=8, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End it, whatever happened."""
+        if self._live:
+            self._live.stop()
+            self._live = None
+
+    def shown(self) -> RenderableType:
+        """Return what is live."""
+        raise NotImplementedError
+
+    def _say(self, text: str) -> None:
+        if not self._quiet:
+            self._console.print(escape(text), soft_wrap=True)
+
+
+class Progress(OnTerminal):
+    """A listener of journal events: a live line, and lines that stay for evaluations and task ends."""
+
+    def __init__(self, console: Console | None = None, errors: Console | None = None, *, quiet: bool = False) -> None:
+        super().__init__(console, quiet=quiet)
+        self._errors = errors or Console(stderr=True, highlight=False)
         self._personal = False
         self._rounds, self._round, self._tasks = 0, 0, ""
         self._loss: float | None = None
@@ -95,20 +124,9 @@ class Progress:
         self._seconds: float | None = None
         self._last = time.monotonic()
 
-    def __enter__(self) -> "Progress":
-        """Start the live line, on a terminal."""
-        if self._console.is_terminal and not self._quiet:
-            self._live = Live(console=self._console, get_renderable=self.line, refresh_per_second=8, transient=True)
-            self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """End the live line, whatever happened."""
-        if self._live:
-            self._live.stop()
-            self._live = None
+    def shown(self) -> Text:
+        """Return the live line."""
+        return self.line()
 
     def __call__(self, event: Event) -> None:
         """Take one event of the journal; kinds that say nothing to a watcher are passed over."""
@@ -137,10 +155,6 @@ class Progress:
         if self._seconds is None or not self._rounds:
             return UNKNOWN
         return duration(self._seconds * (self._rounds - self._round))
-
-    def _say(self, text: str) -> None:
-        if not self._quiet:
-            self._console.print(escape(text), soft_wrap=True)
 
     def _on_start(self, event: Event) -> None:
         self._rounds, self._personal = event["rounds"], event.get("personal", False)

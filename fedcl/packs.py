@@ -10,7 +10,7 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -69,7 +69,8 @@ def packed(dtype: np.dtype[Any]) -> np.dtype[np.void]:
     return np.dtype(parts)
 
 
-def _spelled(dtype: np.dtype[np.void]) -> list[Any]:
+def spelled(dtype: np.dtype[np.void]) -> list[Any]:
+    """Return a record's fields as a header names them: name, dtype and shape."""
     return [[name, dtype[name].base.str, list(dtype[name].shape)] for name in dtype.names or ()]
 
 
@@ -90,7 +91,7 @@ def write_pack(path: Path, records: Records, clients: Ints, cold: dict[str, Any]
     data = np.ascontiguousarray(records, dtype=packed(records.dtype))
     rows: Bytes = np.ndarray((len(data), data.dtype.itemsize), np.uint8, data)
     crc32 = [zlib.crc32(row) for row in rows]
-    facts = {"fields": _spelled(data.dtype), "size": rows.shape[1], "clients": clients.tolist(), "crc32": crc32}
+    facts = {"fields": spelled(data.dtype), "size": rows.shape[1], "clients": clients.tolist(), "crc32": crc32}
     facts |= {"cold": cold} if cold else {}
     header = json.dumps(facts).encode()
     checksum = hashlib.sha256(header)
@@ -200,8 +201,8 @@ def read_rows(path: Path, rows: Ints, dtype: np.dtype[Any], clients: Ints | None
 
 def rows_of(file: int, header: Header, path: Path, rows: Ints, dtype: np.dtype[Any], clients: Ints | None) -> Records:
     """Read some rows of an open pack (see `read_rows`)."""
-    layout, spelled = _layout(dtype)
-    if header.fields != spelled or header.size != layout.itemsize:
+    layout, fields = _layout(dtype)
+    if header.fields != fields or header.size != layout.itemsize:
         raise BrokenState(f"{path} holds records with other fields than {layout}")
     if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(header.clients):
         wrong = rows[(rows < 0) | (rows >= len(header.clients))]
@@ -217,7 +218,7 @@ def rows_of(file: int, header: Header, path: Path, rows: Ints, dtype: np.dtype[A
 def _layout(dtype: np.dtype[Any]) -> tuple[np.dtype[np.void], list[Any]]:
     """Return how a record lies in a pack, and how its header spells that."""
     layout = packed(dtype)
-    return layout, _spelled(layout)
+    return layout, spelled(layout)
 
 
 def verify(path: Path, checksum: str) -> None:
@@ -237,9 +238,17 @@ def verify(path: Path, checksum: str) -> None:
 
 def dtype_of(path: Path) -> np.dtype[np.void]:
     """Return the dtype of a pack's records."""
-    header = header_of(path)
+    return dtype_in(header_of(path), path)
+
+
+def dtype_in(header: Header, path: Path, besides: Iterable[Any] = ()) -> np.dtype[np.void]:
+    """Return the dtype that a pack's header names, with fields besides: name, dtype and shape each.
+
+    Raises:
+        BrokenState: they are not those of a record.
+    """
     try:
-        return packed(np.dtype([(name, kind, tuple(shape)) for name, kind, shape in header.fields]))
+        return packed(np.dtype([(name, kind, tuple(shape)) for name, kind, shape in [*header.fields, *besides]]))
     except (ValueError, TypeError) as error:
         raise BrokenState(f"{path}: the header's fields are not those of a record ({error})") from error
 

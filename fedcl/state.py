@@ -186,8 +186,9 @@ class PackStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         if not seldom or old is None:
             return write_pack(path, records, clients)
-        placed = np.array([client in self._places for client in clients.tolist()], np.bool_)
-        fresh = _differ(records, old, seldom) | (~placed & _differ(records, np.zeros_like(old), seldom))
+        fresh, nowhere = _differ(records, old, seldom), [client not in self._places for client in clients.tolist()]
+        if any(nowhere):  # who has no cold part on disk has zeros there
+            fresh[nowhere] = _differ(records[nowhere], np.zeros_like(records[nowhere]), seldom)
         return cold.write(path, records, clients, seldom, fresh, self._places)
 
     def check(self, index: Index) -> None:
@@ -237,9 +238,9 @@ class PackStore:
             return index
         placed = index.place(name, "", clients)  # refuses a name in use before anything is written
         packs, rows = index.locate(clients)
-        fresh = np.zeros((), cold.whole(self.path(packs[0])))
-        records = self.load(clients, packs, rows, fresh)
-        checksum = self.save(name, clients, records, records, cold.names(self.path(packs[0])))
+        dtype, seldom = cold.layout(self.path(packs[0]))
+        records = self.load(clients, packs, rows, np.zeros((), dtype))
+        checksum = self.save(name, clients, records, records, seldom)
         return replace(placed, checksums=[*index.checksums, checksum]).trimmed()
 
 
@@ -251,7 +252,8 @@ def records_digest(store: PackStore, index: Index) -> str:
     visited, total = index.visited(), hashlib.sha256()
     if not len(visited):
         return total.hexdigest()
-    fresh = np.zeros((), cold.whole(store.path(index.locate(visited[:1])[0][0])))
+    dtype, _ = cold.layout(store.path(index.locate(visited[:1])[0][0]))
+    fresh = np.zeros((), dtype)
     for begin in range(0, len(visited), BLOCK):
         clients = visited[begin : begin + BLOCK]
         records = store.load(clients, *index.locate(clients), fresh)

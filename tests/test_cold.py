@@ -58,7 +58,7 @@ def test_only_what_has_changed_is_written_again(tmp_path: Path) -> None:
     assert list(header_of(tmp_path / "r000001-c00000.cold").clients) == [2]
     assert list(header_of(tmp_path / "r000002-c00000.cold").clients) == [3]
     assert dtype_of(tmp_path / "r000003-c00000.pack").itemsize == 8 + 12 + 8  # visits, logits, pointer
-    assert cold.whole(tmp_path / "r000003-c00000.pack").itemsize == RECORD.itemsize
+    assert cold.layout(tmp_path / "r000003-c00000.pack")[0].itemsize == RECORD.itemsize
     assert PackStore(tmp_path).files(index)[-2:] == ["r000001-c00000.cold", "r000002-c00000.cold"]
 
 
@@ -136,7 +136,7 @@ def test_a_damaged_or_missing_cold_file_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../r1.cold", "/etc/r1.cold", "r1.pack"])
 def test_a_pointer_that_leads_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
-    fields = {"ewc.fisher": ["<f8", [7]]}
+    fields = [["ewc.fisher", "<f8", [7]]]
     lean = np.zeros(1, np.dtype([("visits", "<i8"), (cold.POINTER, "<i4", (2,))]))
     write_pack(tmp_path / "a.pack", lean, ids(0), {"fields": fields, "files": {name: "ab"}})
     with pytest.raises(BrokenState, match="is no name of a cold file"):

@@ -38,18 +38,13 @@ class Pool:
         )  # fmt: skip
         self._waiting: list[tuple[str, str, tuple[Any, ...]]] = []
         self._running: dict[Any, str] = {}
-        self._most = at_once or self._room(cpus, gpus)
+        self.most = at_once or self._room(cpus, gpus)  # calls at the same time
 
     def _room(self, cpus: float, gpus: float) -> int:
         """Return how many calls Ray has room for: more would only wait there, where nobody sees it."""
         there = self._ray.cluster_resources()
         room = [there.get("CPU", 0) / cpus, *([there.get("GPU", 0) / gpus] if gpus else [])]
         return max(1, int(min(room) + 1e-9))
-
-    @property
-    def most(self) -> int:
-        """Calls at the same time."""
-        return self._most
 
     @property
     def running(self) -> list[str]:
@@ -62,7 +57,7 @@ class Pool:
         self._fill()
 
     def _fill(self) -> None:
-        while self._waiting and len(self._running) < self._most:
+        while self._waiting and len(self._running) < self.most:
             key, reference, arguments = self._waiting.pop(0)
             self._running[self._task.remote(reference, arguments)] = key
 

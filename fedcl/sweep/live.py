@@ -2,14 +2,11 @@
 
 import time
 from pathlib import Path
-from types import TracebackType
 
 from rich.console import Console, Group
-from rich.live import Live
-from rich.markup import escape
 from rich.text import Text
 
-from fedcl.console import duration
+from fedcl.console import OnTerminal, duration
 from fedcl.journal import EVENTS
 from fedcl.sweep.runs import DONE, FAILED, HELD, RUNNING, WAITING, State
 
@@ -17,41 +14,25 @@ TAIL = 8192  # bytes of a journal's end in which its last round is looked for
 SHOWN = 16  # running runs that are named
 
 
-class Watcher:
-    """A listener of a sweep's state, and a context manager around it."""
+class Watcher(OnTerminal):
+    """A listener of a sweep's state."""
 
     def __init__(self, out: Path, console: Console | None = None, *, quiet: bool = False) -> None:
-        self._out, self._console, self._quiet = out, console or Console(highlight=False), quiet
-        self._live: Live | None = None
+        super().__init__(console, quiet=quiet)
+        self._out, self._now = out, Group(Text("starting ..."))
         self._told: dict[str, str] = {}
-
-    def __enter__(self) -> "Watcher":
-        """Start the live table, on a terminal."""
-        if self._console.is_terminal and not self._quiet:
-            self._live = Live(console=self._console, refresh_per_second=4, transient=True)
-            self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """End it, whatever happened."""
-        if self._live:
-            self._live.stop()
-            self._live = None
 
     def __call__(self, state: State) -> None:
         """Show the state; say once of every run how it has ended."""
+        self._now = Group(Text(line(state)), *(Text(each) for each in self._running(state)))
         for key, status in state.status.items():
             if status in (DONE, FAILED, HELD) and self._told.get(key, status) != status:
                 self._say(f"{status}: {state.runs[key].title}{_why(state, key)}")
             self._told[key] = status
-        if self._live:
-            self._live.update(Group(Text(line(state)), *(Text(each) for each in self._running(state))))
 
-    def _say(self, text: str) -> None:
-        if not self._quiet:
-            self._console.print(escape(text), soft_wrap=True)
+    def shown(self) -> Group:
+        """Return the state in a line, and where each running run is."""
+        return self._now
 
     def _running(self, state: State) -> list[str]:
         running = [run for key, run in state.runs.items() if state.status[key] == RUNNING]

@@ -6,7 +6,7 @@ DIR/sweep.json says what the sweep is, DIR/events.jsonl what has happened to its
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from fedcl.config import Scenario
 from fedcl.engine.pool import CANCELLED, Pool
 from fedcl.errors import ConfigError
 from fedcl.interrupt import STOPPED, Stopped, listening
-from fedcl.journal import Journal, read_events, write_json
+from fedcl.journal import Journal, read_events
 from fedcl.lock import Lock, holder
+from fedcl.sweep.folder import run_folder, write_plan
 from fedcl.sweep.spec import Point, Sweep, checked
 from fedcl.world import as_text, scenario_of
 
@@ -42,7 +43,7 @@ class Run:
 
     def folder(self, out: Path) -> Path:
         """Return its run directory."""
-        return out / "runs" / self.key
+        return run_folder(out, self.key)
 
 
 @dataclass(kw_only=True)
@@ -51,10 +52,11 @@ class State:
 
     runs: dict[str, Run]
     status: dict[str, str]
+    errors: dict[str, str]
     began: float
     most: int = 1  # runs at the same time
-    seconds: list[float]  # that runs have taken in this sitting
-    errors: dict[str, str]
+    started: dict[str, float] = field(default_factory=dict)  # when runs of this sitting have begun
+    seconds: list[float] = field(default_factory=list)  # that they have taken
 
     @property
     def counts(self) -> Counter[str]:
@@ -120,7 +122,7 @@ def carry_out(
         last = outcomes(out)
         state = State(
             runs=runs, status={key: status(out, run, last) for key, run in runs.items()}, began=time.monotonic(),
-            seconds=[], errors={key: str(event["error"]) for key, event in last.items() if event["error"]},
+            errors={key: str(event["error"]) for key, event in last.items() if event["error"]},
         )  # fmt: skip
         if retry_failed:
             state.status |= {key: WAITING for key, each in state.status.items() if each == FAILED}
@@ -141,7 +143,7 @@ def _describe(sweep: Sweep, out: Path, runs: dict[str, Run], command: str) -> No
         for run in runs.values()
         for point in run.points
     ]
-    write_json(out / "sweep.json", {"schema": 1, "name": sweep.name, "command": command, "points": points})
+    write_plan(out, sweep.name, command, points)
 
 
 def _worked_off(
@@ -150,23 +152,23 @@ def _worked_off(
 ) -> None:  # fmt: skip
     limits = sweep.limits
     pool = Pool(cpus=limits.cpus, gpus=limits.gpus, at_once=limits.at_once, address=address)
-    state.most, started = pool.most, dict[str, float]()
+    state.most = pool.most
     for run in todo:
         pool.submit(run.key, f"{__name__}:one", str(run.folder(out)), as_text(_here(run)), command)
     try:
         while pool.busy:
-            for key in set(pool.running) - started.keys():
-                started[key] = time.monotonic()
+            for key in set(pool.running) - state.started.keys():
+                state.started[key] = time.monotonic()
                 state.status[key] = RUNNING
                 journal.write({"event": "run_start", "key": key, "title": state.runs[key].title})
             for listener in listeners:
                 listener(state)
             check()
             for key, result in pool.wait(LOOK):
-                _ended(key, result, time.monotonic() - started.get(key, time.monotonic()), state, journal)
+                _ended(key, result, state, journal)
     except Stopped:
         for key, result in pool.stop():
-            _ended(key, result, time.monotonic() - started.get(key, time.monotonic()), state, journal)
+            _ended(key, result, state, journal)
         raise
 
 
@@ -178,8 +180,10 @@ def _here(run: Run) -> Scenario:
     return replace(run.scenario, engine=replace(run.scenario.engine, kind="inline"))
 
 
-def _ended(key: str, result: Any, seconds: float, state: State, journal: Journal) -> None:
+def _ended(key: str, result: Any, state: State, journal: Journal) -> None:
     """Write down how a run has ended."""
+    now = time.monotonic()
+    seconds = now - state.started.get(key, now)
     code, error = result if isinstance(result, tuple) else (1, f"{type(result).__name__}: {result}")
     code = STOPPED if result == CANCELLED else code  # it has left its last checkpoint
     state.status[key] = {0: DONE, STOPPED: HELD}.get(code, FAILED)

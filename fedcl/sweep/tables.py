@@ -11,6 +11,7 @@ from typing import Any
 from fedcl.errors import ConfigError, nearest
 from fedcl.journal import replace_file, write_json
 from fedcl.statistics import Paired, Spread, adjusted, paired, ranks, spread
+from fedcl.sweep.folder import read_plan, run_folder
 from fedcl.sweep.spec import AXIS
 
 METRIC = "acc"
@@ -48,12 +49,12 @@ def value_of(results: dict[str, Any], metric: str) -> float | None:
     Raises:
         ConfigError: there is no such figure.
     """
-    known = results["metrics"]
-    found: Any = known.get(metric) if "." not in metric else results
-    for name in metric.split(".") if "." in metric else ():
-        found = found.get(name) if isinstance(found, dict) else None
-    if "." not in metric and metric not in known:
+    known, path = results["metrics"], metric.split(".")
+    if len(path) == 1 and metric not in known:
         raise ConfigError(f"--metric {metric!r}: unknown{nearest(metric, known)}")
+    found: Any = known if len(path) == 1 else results
+    for name in path:
+        found = found.get(name) if isinstance(found, dict) else None
     return float(found) if isinstance(found, int | float) else None
 
 
@@ -63,14 +64,11 @@ def collect(out: Path, metric: str = METRIC) -> Found:
     Raises:
         ConfigError: the folder holds no sweep, or there is no such metric.
     """
-    try:
-        plan = json.loads((out / "sweep.json").read_text())
-    except FileNotFoundError as error:
-        raise ConfigError(f"{str(out)!r} holds no sweep: it has no sweep.json") from error
+    plan = read_plan(out)
     values: dict[tuple[tuple[str, str], ...], dict[int, float]] = {}
     for point in plan["points"]:
         mine = values.setdefault(tuple(point["labels"].items()), {})
-        path = out / "runs" / point["key"] / "results.json"
+        path = run_folder(out, point["key"]) / "results.json"
         results = json.loads(path.read_text()) if path.is_file() else None
         if results and results["status"] == "finished" and (value := value_of(results, metric)) is not None:
             mine[point["seed"]] = value

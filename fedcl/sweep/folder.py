@@ -1,0 +1,48 @@
+"""What lies in a sweep's folder: `sweep.json`, the journal, and a run directory for each configuration."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fedcl.errors import ConfigError
+from fedcl.journal import EVENTS, write_json
+
+PLAN = "sweep.json"
+
+
+def run_folder(out: Path, key: str) -> Path:
+    """Return the run directory of a configuration."""
+    return out / "runs" / key
+
+
+def write_plan(out: Path, name: str, command: str, points: list[dict[str, Any]]) -> None:
+    """Write what the sweep is; of each point its key, labels, seed and overrides."""
+    write_json(out / PLAN, {"schema": 1, "name": name, "command": command, "points": points})
+
+
+def read_plan(out: Path) -> dict[str, Any]:
+    """Return what `write_plan` has written.
+
+    Raises:
+        ConfigError: the folder holds no sweep.
+    """
+    try:
+        plan: dict[str, Any] = json.loads((out / PLAN).read_text())
+    except FileNotFoundError as error:
+        raise ConfigError(f"{str(out)!r} holds no sweep: it has no {PLAN}") from error
+    return plan
+
+
+def run_folders(directory: Path) -> list[Path]:
+    """Return the runs of a sweep that have begun; of a folder that holds no sweep, the folder itself.
+
+    Raises:
+        ConfigError: no run of the sweep has begun.
+    """
+    if not (directory / PLAN).is_file():
+        return [directory]
+    keys = dict.fromkeys(str(point["key"]) for point in read_plan(directory)["points"])
+    found = [folder for key in keys if ((folder := run_folder(directory, key)) / EVENTS).is_file()]
+    if not found:
+        raise ConfigError(f"{str(directory)!r}: no run of this sweep has begun; fedcl sweep begins them")
+    return found
