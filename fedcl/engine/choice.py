@@ -8,16 +8,15 @@ import os
 from dataclasses import replace
 from typing import Literal
 
-from torch import nn
-
 import fedcl.models
 from fedcl.config import Scenario
 from fedcl.errors import ConfigError
+from fedcl.models.work import multiplications
 from fedcl.streams import Stream
 from fedcl.world import as_text, world
 
-# A dense net beyond this many parameters gains nothing from stacking on a CPU; convolutions lose.
-STACKED_PARAMETERS = 200_000
+# Multiplications of a sample, and parameters, beyond which a CPU gains nothing from a stack (docs/performance.md).
+STACKED_WORK = 300_000
 STACK = 64  # clients: beyond that the stack leaves the caches, and the work around a step is small already
 COHORTS, COHORTS_ALONE = 8, 32  # that a round is cut into: stacked clients are small, others are worth a worker each
 MOST_STACKS = 16  # of a cohort: what is lost with a worker
@@ -40,7 +39,7 @@ def device(scenario: Scenario) -> Literal["cpu", "cuda"]:
 
 
 def stack(scenario: Scenario, stream: Stream, device: str) -> int:
-    """Return how many clients are trained with stacked parameters, by model kind, size and device.
+    """Return how many clients are trained with stacked parameters, by the model's work and the device.
 
     Stacks of nearly equal size: no round has a short last one.
     """
@@ -48,10 +47,10 @@ def stack(scenario: Scenario, stream: Stream, device: str) -> int:
     if isinstance(engine.stack, int):
         return engine.stack
     data = stream.dataset
-    module = fedcl.models.make(scenario.model, tuple(data.x.shape[1:]), data.classes, scenario.seed)
-    convolutional = any(isinstance(each, nn.Conv1d | nn.Conv2d | nn.Conv3d) for each in module.modules())
-    large = sum(each.numel() for each in module.parameters()) > STACKED_PARAMETERS
-    if device == "cpu" and (convolutional or large):
+    shape = tuple(data.x.shape[1:])
+    module = fedcl.models.make(scenario.model, shape, data.classes, scenario.seed)
+    size = max(multiplications(module, shape), sum(each.numel() for each in module.parameters()))
+    if device == "cpu" and size > STACKED_WORK:
         return 1
     most = min(asked, STACK if isinstance(engine.cohort, str) else engine.cohort)
     return math.ceil(asked / math.ceil(asked / most))
