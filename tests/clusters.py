@@ -24,14 +24,15 @@ ROOT = Path(__file__).parent.parent
 HASHES = ("weights_sha256", "state_sha256", "clients_sha256", "metrics")
 BIN = Path(sys.executable).parent
 TABLE = Path("/proc")
+UP = b"will now block forever"  # what `ray start --block` says of a node that is there
 
 
 def environment(scratch: Path) -> dict[str, str]:
     """Return the environment of everything that belongs to a cluster; `scratch` marks it."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    return {**kept, **token, "PATH": path, "PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(scratch)}
+    own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    return {**kept, **own, "PATH": path, "PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(scratch)}
 
 
 def fedcl(*words: str, env: dict[str, str], cwd: Path, code: Sequence[str] = ("-m", "fedcl")) -> subprocess.Popen[str]:
@@ -48,6 +49,12 @@ def ended(process: subprocess.Popen[str], seconds: float = 200) -> tuple[int, st
         process.kill()
         raise
     return process.returncode, said
+
+
+def finished(process: subprocess.Popen[str], seconds: float = 400) -> None:
+    """Wait for a command that succeeds."""
+    code, said = ended(process, seconds)
+    assert code == 0, said
 
 
 def marked(scratch: Path) -> list[int]:
@@ -98,23 +105,18 @@ class Cluster:
         words = ["--address", self.address] if self.nodes else ["--head", f"--port={self.port}"]
         common = ["--block", f"--num-cpus={cpus}", "--num-gpus=0", "--object-store-memory=80000000"]
         dashboard = [] if self.nodes else ["--include-dashboard=false"]
-        with open(self.scratch / f"node{len(self.nodes)}.log", "wb") as log:
-            self.nodes.append(subprocess.Popen(
-                [*before, str(BIN / "ray"), "start", *words, *common, *dashboard],
-                env=self.env, stdout=log, stderr=log,
-            ))  # fmt: skip
-        end = time.monotonic() + 60
-        while len(self.nodes) == 1 and not self._up():
-            assert self.nodes[0].poll() is None, (self.scratch / "node0.log").read_text()
-            assert time.monotonic() < end
+        path, end = self.scratch / f"node{len(self.nodes)}.log", time.monotonic() + 240
+        started = self._started(path, [*before, str(BIN / "ray"), "start", *words, *common, *dashboard])
+        while UP not in path.read_bytes():
+            assert time.monotonic() < end, path.read_text()
+            if started.poll() is not None:  # Ray gives up on a node that is not there in 30 s: a busy machine
+                started = self._started(path, started.args)
             time.sleep(0.2)
+        self.nodes.append(started)
 
-    def _up(self) -> bool:
-        host, _, port = self.address.rpartition(":")
-        with suppress(OSError):
-            socket.create_connection((host, int(port)), timeout=1).close()
-            return True
-        return False
+    def _started(self, path: Path, command: Any) -> subprocess.Popen[bytes]:
+        with open(path, "wb") as log:
+            return subprocess.Popen(command, env=self.env, stdout=log, stderr=log)
 
     def lose(self, number: int) -> None:
         """Kill a node with everything that runs on it."""
@@ -177,7 +179,7 @@ def happened(out: Path, kind: str) -> list[dict[str, Any]]:
     return [event for event in read_events(out) if event["event"] == kind]
 
 
-def wait_for(process: subprocess.Popen[str], folder: Path, pattern: str, number: int = 1) -> None:
-    """Wait until so many files are there, or the process has ended."""
-    while process.poll() is None and len(list(folder.glob(pattern))) < number:
+def wait_for_checkpoints(process: subprocess.Popen[str], folder: Path, pattern: str = "", number: int = 1) -> None:
+    """Wait until so many runs below a folder have a checkpoint, or the process has ended."""
+    while process.poll() is None and len({each.parent for each in folder.glob(f"{pattern}checkpoints/r*")}) < number:
         time.sleep(0.02)

@@ -10,7 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.clusters import ROOT, ended, environment, happened, kill, marked, same_as_alone, wait_for, written
+from tests.clusters import (
+    ROOT,
+    ended,
+    environment,
+    happened,
+    kill,
+    marked,
+    same_as_alone,
+    wait_for_checkpoints,
+    written,
+)
 
 SCRIPT = ROOT / "examples" / "cluster" / "slurm.sbatch"
 STAND_IN = """#!/usr/bin/env bash
@@ -54,10 +64,9 @@ def test_the_script_is_bash() -> None:
 @pytest.mark.slow
 def test_a_job_that_runs_out_of_time_goes_on_in_the_next(scratch: Path, tmp_path: Path) -> None:
     """SIGTERM while both nodes are at work: exit 75 and a requeue; the next start ends with the same hashes."""
-    path, out = written(tmp_path, rounds=150), tmp_path / "out"
+    path, out = written(tmp_path, rounds=100), tmp_path / "out"
     first = job(scratch, tmp_path, path, out)
-    wait_for(first, out, "runs/*/checkpoints", 2)
-    time.sleep(0.5)
+    wait_for_checkpoints(first, out, "runs/*/", 2)
     first.send_signal(signal.SIGTERM)
     code, said = ended(first)
     assert code == 75, said
