@@ -150,7 +150,7 @@ def _go(scenario: Scenario, folder: Path, command: str, listeners: Sequence[List
         timing.start()
     try:
         with listening() as stop:  # a stop that is asked for while Ray starts counts too
-            grid = _grid(scenario, folder)
+            grid = _grid(scenario, folder, stop.check)
             stop.check()
             module, _, name = SERVER_APP.partition(":")
             context = flower.context({"directory": str(folder), "state": str(folder / "state")}, {})
@@ -169,21 +169,36 @@ def _go(scenario: Scenario, folder: Path, command: str, listeners: Sequence[List
     return Outcome(folder, code, load(folder).results, message)
 
 
-def _grid(scenario: Scenario, folder: Path) -> Any:
-    """Return the grid that the scenario asks for."""
+def _grid(scenario: Scenario, folder: Path, check: Callable[[], None]) -> Any:
+    """Return the grid that the scenario asks for.
+
+    Raises:
+        ConfigError: there is no room for its workers, or not every machine sees the run directory.
+        Stopped: somebody asked for it meanwhile.
+    """
     if choice.kind(scenario) == "inline":
         from fedcl.engine.inline import InlineGrid
 
         return InlineGrid()
-    from fedcl.engine.ray_grid import RayGrid
+    from fedcl.engine import cluster, survey
+    from fedcl.engine.ray_grid import RayGrid, fitting
 
-    text, (workers, gpus) = as_text(scenario), choice.workers(scenario)
-    grid = RayGrid(text, world(text)[1], workers=workers, gpus=gpus, address=scenario.engine.address)
-    token = folder / "config.yaml"
-    blind = [pid for pid, sees in grid.sees(str(token)) if not sees]
-    if blind:
+    engine, text, (workers, gpus) = scenario.engine, as_text(scenario), choice.workers(scenario)
+    cluster.start_ray(engine.address)
+    check()
+    if engine.address:
+        survey.survey(folder, "--out", check)
+    workers = fitting(workers, engine.workers != "auto", gpus, everywhere=engine.address is not None)
+    grid = RayGrid(text, world(text)[1], workers=workers, gpus=gpus)
+    try:
+        grid.begin(check, lambda here: _queued(here, workers))
+    except BaseException:
         grid.close()
-        raise ConfigError(
-            f"--out {str(folder)!r}: {len(blind)} workers do not see it; choose a path that all machines share"
-        )
+        raise
     return grid
+
+
+def _queued(here: int, needed: int) -> None:
+    """Tell who watches that workers wait until others free their cores."""
+    for listener in rundir.LISTENERS.get():
+        listener({"event": "queued", "here": here, "needed": needed})

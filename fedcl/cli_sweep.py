@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedcl.addresses import problem
+from fedcl.errors import ConfigError
 from fedcl.interrupt import STOPPED, Stopped
 
 if TYPE_CHECKING:
@@ -27,8 +29,10 @@ def sweep(
     ] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run again what has failed before.")] = False,
     address: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="A Ray cluster; default: this machine.")
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="A Ray cluster, or auto: that of this machine; default: no cluster."),
     ] = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Wait until the cluster has so many nodes.")] = 1,
     metric: Annotated[str, typer.Option(help="Figure of the table: acc, forgetting, clients.acc.worst.")] = "acc",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the folder and errors only.")] = False,
 ) -> int:
@@ -39,6 +43,10 @@ def sweep(
     from fedcl.sweep.spec import read
 
     asked = read(sweep, overrides or ())
+    if wrong := problem(address):
+        raise ConfigError(f"--address {address!r}: {wrong}")
+    if nodes > 1 and not address:
+        raise ConfigError(f"--nodes {nodes}: without --address there is no cluster, and one machine")
     folder = (out or FOLDER / asked.name).absolute()
     from fedcl.sweep import runs
 
@@ -49,7 +57,13 @@ def sweep(
     try:
         with Watcher(folder, quiet=quiet) as watcher:
             state = runs.carry_out(
-                asked, folder, command=context.obj, address=address, retry_failed=retry_failed, listeners=[watcher]
+                asked,
+                folder,
+                command=context.obj,
+                address=address,
+                nodes=nodes,
+                retry_failed=retry_failed,
+                listeners=[watcher],
             )
     except Stopped:
         typer.echo(f"stopped; the same command goes on in {folder}", err=True)

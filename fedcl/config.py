@@ -17,7 +17,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fedcl import registry
+from fedcl import addresses, registry
 from fedcl.contradictions import problems
 from fedcl.errors import ConfigError, nearest, shown
 from fedcl.leaves import leaf
@@ -108,7 +108,9 @@ class EngineConfig(Settings):
     stack: int | Literal["auto"] = setting("auto", "clients trained with stacked parameters; 1: one by one", low=1)
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "where the workers compute; auto: cuda if there is one")
     compile: bool = setting(False, "fuse the steps of full stacks by PyTorch's compiler: seconds to begin with")
-    address: str | None = setting(None, "address of an existing Ray cluster ('auto' finds one on this machine)")
+    address: str | None = setting(
+        None, "of a Ray cluster: HOST:PORT, or 'auto' for that of this machine", problem=addresses.problem
+    )
 
     @property
     def clients(self) -> int:

@@ -205,6 +205,9 @@ class Progress(OnTerminal):
         here = f"{event['here']} clients are here, {event['needed']} needed"
         self._say(f"round {event['round']}: waiting for {event['for']}: {here}")
 
+    def _on_queued(self, event: Event) -> None:
+        self._say(f"waiting for free cores or GPUs: {event['here']} of {event['needed']} workers have started")
+
     def _on_stock(self, event: Event) -> None:
         items = sum(sum(each.values()) for each in event["items"])
         said = f"round {event['round']}: {len(event['clients'])} clients have {items:,} training items"

@@ -1,6 +1,7 @@
 """Hyper-parameters: a frozen dataclass is schema, range check, help text and docs table in one."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -21,12 +22,13 @@ def setting(
     above: float | None = None,
     high: float | None = None,
     below: float | None = None,
+    problem: Callable[[Any], str] | None = None,
 ) -> Any:
     """Declare one setting of a `Settings` dataclass: default, help text and range.
 
-    low <= value <= high, above < value < below.
+    low <= value <= high, above < value < below; `problem` says why a value cannot be, "" if it can.
     """
-    bounds = {"low": low, "above": above, "high": high, "below": below}
+    bounds = {"low": low, "above": above, "high": high, "below": below, "problem": problem}
     metadata = {"help": help, **{k: v for k, v in bounds.items() if v is not None}}
     if isinstance(default, list | dict):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
@@ -57,14 +59,16 @@ class Settings:
     """Base of every block of hyper-parameters: numbers are finite and inside the range that their field declares."""
 
     def __post_init__(self) -> None:
-        """Check every numeric field.
+        """Check every field.
 
         Raises:
-            OutOfRange: a number is not finite or outside its declared range.
+            OutOfRange: a number is not finite or outside its declared range, or a value has a problem.
         """
         for each in fields(self):
             value = getattr(self, each.name)
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                reason = _broken(value, each.metadata)
-                if reason:
-                    raise OutOfRange(each.name, value, reason)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            reason = _broken(value, each.metadata) if number else None
+            if "problem" in each.metadata:
+                reason = reason or each.metadata["problem"](value)
+            if reason:
+                raise OutOfRange(each.name, value, reason)

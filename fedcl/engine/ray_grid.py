@@ -9,13 +9,9 @@ worker anew; replies carry their cohort's number, so that neither the number of 
 a part in the result. Flower's mods do not run on this path.
 """
 
-import os
-import signal
-import socket
-import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,12 +19,11 @@ import numpy as np
 from flwr.app import Error, Message
 
 from fedcl import timing, wire
-from fedcl.engine import flower
+from fedcl.engine import cluster, flower
 from fedcl.engine.grid import LocalGrid
 from fedcl.engine.worker import EMPTY, Worker
-from fedcl.errors import FederationError
+from fedcl.errors import ConfigError
 from fedcl.fingerprint import fingerprint
-from fedcl.interrupt import Stopped
 from fedcl.orders import Order, TrainOrder
 from fedcl.process import environment
 from fedcl.streams import Stream
@@ -36,6 +31,8 @@ from fedcl.streams import Stream
 CALLS_PER_WORKER = 2
 SLOTS = 2  # calls that a worker has: one in work, one waiting
 PAUSE = 0.1  # seconds before a worker that is still down is asked again
+LOOK = 0.2  # seconds between two looks at which workers have started
+PATIENCE = 20.0  # seconds after which somebody is told that some have not
 DEATHS = 3  # a cohort that takes this many workers with it is given up
 
 
@@ -48,47 +45,27 @@ class Call:
     orders: tuple[Order, ...]
 
 
-def _knock(address: str) -> None:
-    """Find out in seconds that nobody answers at HOST:PORT, where Ray would try for minutes."""
-    host, colon, port = address.rpartition(":")
-    if not colon or "//" in address or not port.isdigit():
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=10).close()
-    except (OSError, OverflowError) as error:
-        raise FederationError(f"engine.address = {address!r}: no Ray cluster answers there ({error})") from error
+def fitting(asked: int, fixed: bool, gpus: float, everywhere: bool) -> int:
+    """Return how many workers to start: those that are asked for, if Ray has room for them.
 
-
-def start_ray(address: str | None) -> None:
-    """Connect to a Ray cluster, or start one on this machine; does nothing where Ray is already up.
+    Args:
+        asked: how many there should be.
+        fixed: whether the user has said so; else a machine has fewer where Ray has less room.
+        gpus: of each, beside a core.
+        everywhere: on a cluster: as many as it has room for, unless the user has said how many.
 
     Raises:
-        FederationError: no cluster answers at the address.
-        Stopped: SIGTERM came meanwhile.
+        ConfigError: there is no room for so many. Ray would wait for it without a word.
     """
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    import ray
-
-    if ray.is_initialized():
-        return
-    if address:
-        _knock(address)
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        ray.init(  # "local": without it Ray joins whatever cluster was started on this machine last
-            address=address or "local",
-            include_dashboard=None if address else False,
-            log_to_driver=True,
-            logging_level="ERROR",
+    there = cluster.nodes()
+    most = cluster.room(there, 1, gpus)
+    if (asked if fixed else 1) > most:
+        each = f"1 core and {gpus:g} GPUs" if gpus else "1 core"
+        way = f"set engine.workers to at most {most}" if most else "engine.kind=inline needs none"
+        raise ConfigError(
+            f"engine.workers = {asked}: there is room for {most} of {each} (Ray has {cluster.largest(there)}); {way}"
         )
-    except SystemExit as error:  # Ray's own answer to a SIGTERM while it starts
-        raise Stopped from error
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise FederationError(f"engine.address = {address!r}: no Ray cluster answers there ({error})") from error
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)  # Ray puts one of its own there, which exits at once
+    return asked if fixed else most if everywhere else min(asked, most)
 
 
 def dealt(costs: Sequence[float], parts: int) -> list[list[int]]:
@@ -110,9 +87,14 @@ def dealt(costs: Sequence[float], parts: int) -> list[list[int]]:
 class RayGrid(LocalGrid):
     """One node whose clients are trained by Ray actors."""
 
-    def __init__(self, config: str, stream: Stream, *, workers: int, gpus: float, address: str | None) -> None:
+    def __init__(self, config: str, stream: Stream, *, workers: int, gpus: float) -> None:
+        """Ask Ray, which is up, for its workers.
+
+        Args:
+            workers: how many; `fitting` says how many there is room for.
+            gpus: of each.
+        """
         super().__init__()
-        start_ray(address)
         import ray
 
         self._ray, self._plan = ray, stream
@@ -127,10 +109,21 @@ class RayGrid(LocalGrid):
         self._ready: list[Message] = []
         self._deaths: Counter[str] = Counter()
 
-    def sees(self, token: str) -> list[tuple[int, bool]]:
-        """Wait for the workers; return each one's process id and whether it sees the file `token`."""
-        seen: list[tuple[int, bool]] = self._ray.get([worker.ready.remote(token) for worker in self._workers])
-        return seen
+    def begin(self, check: Callable[[], None], wait: Callable[[int], None]) -> None:
+        """Wait until all workers have started: cores that others hold have to come free first.
+
+        Args:
+            check: raises if a stop was asked for.
+            wait: is told, once, after a while, how many have started.
+        """
+        late, told = [worker.ready.remote() for worker in self._workers], time.monotonic() + PATIENCE
+        while late:
+            check()
+            done, late = self._ray.wait(late, num_returns=len(late), timeout=LOOK)
+            self._ray.get(done)
+            if late and time.monotonic() > told:
+                wait(len(self._workers) - len(late))
+                told = float("inf")
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Put the messages of a round into the queue, several cohorts a call, and set idle workers to work."""
@@ -220,7 +213,7 @@ class RayGrid(LocalGrid):
                 self._repeat(call, error)
         # A call to a worker that is still down fails at once, and would be held against its cohorts: it is asked first.
         self._idle = deque(each for each in self._idle if each is not worker)
-        self._running[worker.ready.remote("")] = (worker, None)
+        self._running[worker.ready.remote()] = (worker, None)
 
     def _failed(self, reference: Any) -> bool:
         try:

@@ -37,9 +37,9 @@ class Worker:
         self._config = config
         self._site: Any = None
 
-    def ready(self, token: str) -> tuple[int, bool]:
-        """Return the process id and whether this machine sees the file `token` of the run directory."""
-        return os.getpid(), Path(token).exists()
+    def ready(self) -> int:
+        """Return the process id: the worker has started."""
+        return os.getpid()
 
     def carry_out(
         self, stream: Sequence[Any], weights: Array, orders: Sequence[Order]

@@ -6,13 +6,15 @@ DIR/sweep.json says what the sweep is, DIR/events.jsonl what has happened to its
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from fedcl import config, rundir
 from fedcl.config import Scenario
-from fedcl.engine.pool import CANCELLED, Pool
+from fedcl.engine import cluster
+from fedcl.engine.pool import CANCELLED, Ended, Pool
+from fedcl.engine.survey import survey
 from fedcl.errors import ConfigError
 from fedcl.interrupt import STOPPED, Stopped, listening
 from fedcl.journal import Journal, read_events
@@ -101,19 +103,21 @@ def status(out: Path, run: Run, last: dict[str, dict[str, Any]]) -> str:
 
 
 def carry_out(
-    sweep: Sweep, out: Path, *, command: str = "", address: str | None = None, retry_failed: bool = False,
-    listeners: Iterable[Listener] = (),
+    sweep: Sweep, out: Path, *, command: str = "", address: str | None = None, nodes: int = 1,
+    retry_failed: bool = False, listeners: Iterable[Listener] = (),
 ) -> State:  # fmt: skip
     """Run what of a sweep is not finished.
 
     Args:
         out: the sweep's folder; one of an earlier sitting goes on.
         address: of a Ray cluster; None: this machine.
+        nodes: that the cluster has to have before it begins.
         retry_failed: run again what has failed before.
         listeners: are told whenever something has changed, and every half second.
 
     Raises:
-        ConfigError: a combination is impossible, or another process works in the folder.
+        ConfigError: a combination is impossible, another process works in the folder, or a node cannot take part.
+        FederationError: no cluster answers at the address, or no node of it is left that is large enough.
         Stopped: somebody asked for it; everything can be resumed.
     """
     runs = planned(sweep)
@@ -130,7 +134,8 @@ def carry_out(
         todo = [run for run in runs.values() if state.status[run.key] == WAITING]
         journal.write({"event": "sweep", "name": sweep.name, "runs": len(runs), "todo": len(todo), "command": command})
         if todo:
-            _worked_off(sweep, out, todo, state, journal, address, command, tuple(listeners), stop.check)
+            _ready(out, journal, address, nodes, stop.check)
+            _worked_off(sweep, out, todo, state, journal, command, tuple(listeners), stop.check)
         for listener in listeners:
             listener(state)
     return state
@@ -146,17 +151,27 @@ def _describe(sweep: Sweep, out: Path, runs: dict[str, Run], command: str) -> No
     write_plan(out, sweep.name, command, points)
 
 
+def _ready(out: Path, journal: Journal, address: str | None, nodes: int, check: Callable[[], None]) -> None:
+    """Start Ray, or join a cluster and see that all nodes of it can take part."""
+    cluster.start_ray(address, "--address")
+    check()
+    if address:
+        cluster.gather(nodes, check)
+        there = survey(out, "--out", check)
+        journal.write({"event": "nodes", "nodes": [asdict(each) for each in there]})
+
+
 def _worked_off(
-    sweep: Sweep, out: Path, todo: Sequence[Run], state: State, journal: Journal, address: str | None, command: str,
+    sweep: Sweep, out: Path, todo: Sequence[Run], state: State, journal: Journal, command: str,
     listeners: Sequence[Listener], check: Callable[[], None],
 ) -> None:  # fmt: skip
     limits = sweep.limits
-    pool = Pool(cpus=limits.cpus, gpus=limits.gpus, at_once=limits.at_once, address=address)
-    state.most = pool.most
+    pool = Pool(cpus=limits.cpus, gpus=limits.gpus, at_once=limits.at_once)
     for run in todo:
         pool.submit(run.key, f"{__name__}:one", str(run.folder(out)), as_text(_here(run)), command)
     try:
         while pool.busy:
+            state.most = max(1, pool.most)
             for key in set(pool.running) - state.started.keys():
                 state.started[key] = time.monotonic()
                 state.status[key] = RUNNING
@@ -164,11 +179,11 @@ def _worked_off(
             for listener in listeners:
                 listener(state)
             check()
-            for key, result in pool.wait(LOOK):
-                _ended(key, result, state, journal)
+            for each in pool.wait(LOOK):
+                _ended(each, state, journal)
     except Stopped:
-        for key, result in pool.stop():
-            _ended(key, result, state, journal)
+        for each in pool.stop():
+            _ended(each, state, journal)
         raise
 
 
@@ -180,9 +195,9 @@ def _here(run: Run) -> Scenario:
     return replace(run.scenario, engine=replace(run.scenario.engine, kind="inline"))
 
 
-def _ended(key: str, result: Any, state: State, journal: Journal) -> None:
+def _ended(call: Ended, state: State, journal: Journal) -> None:
     """Write down how a run has ended."""
-    now = time.monotonic()
+    key, result, now = call.key, call.result, time.monotonic()
     seconds = now - state.started.get(key, now)
     code, error = result if isinstance(result, tuple) else (1, f"{type(result).__name__}: {result}")
     code = STOPPED if result == CANCELLED else code  # it has left its last checkpoint
@@ -195,7 +210,7 @@ def _ended(key: str, result: Any, state: State, journal: Journal) -> None:
         state.seconds.append(seconds)
     journal.write({
         "event": "run_end", "key": key, "title": state.runs[key].title, "status": state.status[key],
-        "seconds": round(seconds, 3), "error": state.errors.get(key),
+        "seconds": round(seconds, 3), "error": state.errors.get(key), "node": call.node,
     })  # fmt: skip
 
 
