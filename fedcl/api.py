@@ -15,7 +15,7 @@ from fedcl.config import Scenario
 from fedcl.engine import choice
 from fedcl.errors import ConfigError, FederationError
 from fedcl.interrupt import STOPPED, Stopped, listening
-from fedcl.journal import read_events
+from fedcl.journal import finished, read_events
 from fedcl.process import settle
 from fedcl.streams import Stream
 from fedcl.world import as_text, world
@@ -134,7 +134,7 @@ def resume(
         ConfigError: the directory holds no run.
     """
     found = load(directory)
-    if rundir.finished(found.directory):
+    if finished(found.directory):
         return Outcome(found.directory, 0, found.results)
     return _go(found.config, found.directory, command, listeners, profile)
 

@@ -1,18 +1,44 @@
-"""`fedcl show --plan`: who is at which task in which round, as text."""
+"""Charts as text: who is at which task in which round (`fedcl show --plan`), bars and curves (`fedcl watch`)."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedcl.config import Scenario
-from fedcl.streams import Timeline
+if TYPE_CHECKING:
+    from fedcl.config import Scenario
+    from fedcl.streams import Timeline
 
 SYMBOLS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 NOTHING = "."
 MARGIN = len("client 0000000  ")
 MAX_CLIENTS = 40
 TICK = 10  # columns between two numbers of the ruler
+LEVELS = "▁▂▃▄▅▆▇█"
+FULL, EMPTY = "█", "·"
 
 
-def tasks_at(timeline: Timeline, round: int, share: float) -> list[int]:
+def bar(share: float, width: int = 24) -> str:
+    """Return a bar that is filled to a share in [0, 1]."""
+    filled = round(min(max(share, 0.0), 1.0) * width)
+    return FULL * filled + EMPTY * (width - filled)
+
+
+def curve(values: Sequence[float], width: int = 48, low: float | None = None, high: float | None = None) -> str:
+    """Return values as a line of small bars, the means of neighbours where there are more than `width`.
+
+    Args:
+        low, high: what the lowest and the highest bar stand for; default: the least and the greatest of them.
+    """
+    means = [float(part.mean()) for part in np.array_split(np.array(values, np.float64), width) if part.size]
+    if not means:
+        return ""
+    bottom, top = min(means) if low is None else low, max(means) if high is None else high
+    steps = [(value - bottom) / (top - bottom) if top > bottom else 0.5 for value in means]
+    return "".join(LEVELS[min(len(LEVELS) - 1, int(min(max(step, 0.0), 1.0) * len(LEVELS)))] for step in steps)
+
+
+def tasks_at(timeline: "Timeline", round: int, share: float) -> list[int]:
     """Return each client's task (-1: none) in a round, had each been asked in its `share` of the rounds before."""
     visits = np.floor(np.maximum(round - 1 - timeline.start, 0) * share).astype(np.int64)
     return [int(task) for task in timeline.tasks(timeline.positions(timeline.clocks(round, visits)))]
@@ -26,7 +52,7 @@ def _ruler(columns: list[int]) -> str:
     return "round".ljust(MARGIN) + "".join(str(columns[at]).ljust(TICK) for at in range(0, len(columns), TICK)).rstrip()
 
 
-def _notes(scenario: Scenario, timeline: Timeline, step: int) -> list[str]:
+def _notes(scenario: "Scenario", timeline: "Timeline", step: int) -> list[str]:
     """Say how to read the chart."""
     notes = [f"one column = {step} round{'s' * (step > 1)}, a symbol = the client's task, {NOTHING} = none"]
     if timeline.open:
@@ -42,7 +68,7 @@ def _notes(scenario: Scenario, timeline: Timeline, step: int) -> list[str]:
     return notes
 
 
-def plan_chart(scenario: Scenario, width: int = 80) -> str:
+def plan_chart(scenario: "Scenario", width: int = 80) -> str:
     """Draw clients (rows) against rounds (columns), at most `width` characters wide.
 
     Raises:

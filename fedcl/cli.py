@@ -14,7 +14,7 @@ import click
 import typer
 from typer.core import TyperCommand
 
-from fedcl import __version__, cli_bench, cli_real, cli_sweep
+from fedcl import __version__, cli_bench, cli_real, cli_sweep, cli_watch
 from fedcl.certs import SERVER_DAYS
 from fedcl.errors import ConfigError, FederationError
 from fedcl.interrupt import STOPPED
@@ -355,6 +355,7 @@ app.add_typer(cli_real.server, name="server")
 app.command("client")(cli_real.client)
 app.command("bench")(cli_bench.bench)
 app.command("sweep")(cli_sweep.sweep)
+app.command("watch")(cli_watch.watch)
 
 
 def _complain(message: object) -> None:

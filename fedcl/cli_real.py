@@ -91,7 +91,7 @@ def _there(option: str, path: Path | None, *names: str) -> Path | None:
 
 def _run_directory(state: Path, scenario: "config.Scenario | None", resume: bool) -> Path:
     """Return the run directory of a server: the one that is there, or a new one."""
-    from fedcl import api, config, rundir
+    from fedcl import api, config, rundir, track
     from fedcl.engine import choice
 
     folder = state / "run"
@@ -103,6 +103,7 @@ def _run_directory(state: Path, scenario: "config.Scenario | None", resume: bool
             raise ConfigError(
                 f"--resume: {str(folder / 'config.yaml')!r} is another scenario; leave out SCENARIO and settings"
             )
+        track.check(kept.track)
         return folder
     if scenario is None:
         raise ConfigError(f"--state {str(state)!r} holds no federation yet: name a SCENARIO (fedcl list scenarios)")

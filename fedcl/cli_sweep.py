@@ -10,7 +10,8 @@ from fedcl.errors import ConfigError
 from fedcl.interrupt import STOPPED, Stopped
 
 if TYPE_CHECKING:
-    from fedcl.sweep.runs import Run, State
+    from fedcl.sweep.runs import Run
+    from fedcl.sweep.state import State
 
 OK, FAILED = 0, 1
 FOLDER = Path("runs") / "sweeps"
@@ -53,6 +54,7 @@ def sweep(
     if dry_run:
         return _listed(runs.planned(asked), folder)
     from fedcl.sweep.live import Watcher
+    from fedcl.sweep.state import FAILED as FAILED_RUN
 
     try:
         with Watcher(folder, quiet=quiet) as watcher:
@@ -69,7 +71,7 @@ def sweep(
         typer.echo(f"stopped; the same command goes on in {folder}", err=True)
         return STOPPED
     _told(state, folder, metric, quiet)
-    return FAILED if state.counts[runs.FAILED] else OK
+    return FAILED if state.counts[FAILED_RUN] else OK
 
 
 def _listed(planned: "dict[str, Run]", folder: Path) -> int:

@@ -8,8 +8,9 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields, is_dataclass
-from functools import cache
+from functools import cache, reduce
 from importlib import resources
+from operator import getitem
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,14 +25,8 @@ from fedcl.leaves import leaf
 from fedcl.settings import OutOfRange, Settings, part, setting
 
 Plain = dict[str, Any]
-# Keys that say where and how fast a run happens, never what comes out: left out of the hash.
-PLACE = (
-    ("data", "root"),
-    ("engine", "kind"),
-    ("engine", "workers"),
-    ("engine", "gpus_per_worker"),
-    ("engine", "address"),
-)
+# Keys that say where and how fast a run happens, and who is told, never what comes out: left out of the hash.
+PLACE = ("data.root", "engine.kind", "engine.workers", "engine.gpus_per_worker", "engine.address", "track")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +151,7 @@ class Scenario(Settings):
     engine: EngineConfig = field(default_factory=EngineConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    track: list[Literal["tensorboard", "mlflow", "wandb"]] = setting([], "trackers that are told what happens, by name")
 
 
 def _plain(value: Any) -> Any:
@@ -181,10 +177,11 @@ def as_dict(node: Any) -> Plain:
 
 
 def config_hash(scenario: Scenario) -> str:
-    """Hash everything that results depend on; where the run happens (engine kind, workers, data folder) is left out."""
+    """Hash everything that results depend on; what stands in PLACE is left out."""
     plain = as_dict(scenario)
-    for section, key in PLACE:
-        del plain[section][key]
+    for key in PLACE:
+        *blocks, name = key.split(".")
+        del reduce(getitem, blocks, plain)[name]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 

@@ -12,6 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from fedcl.log import own_accuracy, seen_accuracy
+
 Event = Mapping[str, Any]
 UNKNOWN = "-"
 RECENT = 0.2  # weight of the newest round in the running means of seconds and updates a second
@@ -53,16 +55,6 @@ def rate(updates_per_second: float | None) -> str:
     if updates_per_second is None:
         return UNKNOWN
     return f"{updates_per_second:,.0f}" if updates_per_second >= 10 else f"{updates_per_second:.2f}"
-
-
-def seen_accuracy(event: Event) -> float | None:
-    """Return the mean accuracy of an evaluation over the tasks that have started; of all tasks while none has."""
-    accuracy = event.get("accuracy")
-    if accuracy is None:
-        return None
-    pairs = [(value, begun) for value, begun in zip(accuracy, event["started"], strict=True) if value is not None]
-    values = [value for value, begun in pairs if begun] or [value for value, _ in pairs]
-    return sum(values) / len(values) if values else None
 
 
 def _mean(old: float | None, new: float) -> float:
@@ -116,13 +108,17 @@ class Progress(OnTerminal):
     def __init__(self, console: Console | None = None, errors: Console | None = None, *, quiet: bool = False) -> None:
         super().__init__(console, quiet=quiet)
         self._errors = errors or Console(stderr=True, highlight=False)
+        self.forget()
+
+    def forget(self) -> None:
+        """Know nothing of a run."""
         self._personal = False
         self._rounds, self._round, self._tasks = 0, 0, ""
         self._loss: float | None = None
         self._accuracy: float | None = None
         self._rate: float | None = None
         self._seconds: float | None = None
-        self._last = time.monotonic()
+        self._last: float | None = None  # when the round before ended
 
     def shown(self) -> Text:
         """Return the live line."""
@@ -151,6 +147,9 @@ class Progress(OnTerminal):
         parts += [f"accuracy {fraction(self._accuracy)}", f"{rate(self._rate)} client updates/s", f"ETA {self._left()}"]
         return Text(" · ".join(parts), no_wrap=True, overflow="ellipsis")
 
+    def _warn(self, text: str, style: str = "yellow") -> None:
+        self._errors.print(escape(text), style=style, soft_wrap=True)
+
     def _left(self) -> str:
         if self._seconds is None or not self._rounds:
             return UNKNOWN
@@ -161,16 +160,21 @@ class Progress(OnTerminal):
         what = f"{event['clients']} clients, {event['tasks']} tasks, {event['rounds']} rounds"
         self._say(f"{event['name']}: {what}, seed {event['seed']}, {event.get('device', 'cpu')}")
         for note in event.get("notes", ()):
-            self._errors.print(escape(f"note: {note}"), style="yellow", soft_wrap=True)
+            self._warn(f"note: {note}")
 
     def _on_round(self, event: Event) -> None:
-        now = time.monotonic()
-        # The first round has the start of the workers before it: count the round alone.
-        self._seconds = _mean(self._seconds, event["seconds"] if self._seconds is None else now - self._last)
-        self._last, self._round, self._tasks = now, event["round"], _tasks(event["tasks"])
+        self._seconds = _mean(self._seconds, self._took(event))
+        self._round, self._tasks = event["round"], _tasks(event["tasks"])
         self._loss = sum(event["loss"].values()) if event["loss"] else None
         if event["seconds"] > 0:
             self._rate = _mean(self._rate, event["updates"] / event["seconds"])
+
+    def _took(self, event: Event) -> float:
+        """Return the seconds of a round and what lies between it and the one before."""
+        now, before = time.monotonic(), self._last
+        self._last = now
+        # The first round has the start of the workers before it: count the round alone.
+        return float(event["seconds"]) if before is None else now - before
 
     def _on_evaluation(self, event: Event) -> None:
         self._round, self._accuracy = event["round"], seen_accuracy(event)
@@ -185,17 +189,14 @@ class Progress(OnTerminal):
     def _on_client_task_end(self, event: Event) -> None:
         if not self._personal:
             return
-        rows = [accuracy[task] for task, accuracy in zip(event["tasks"], event["accuracy"], strict=True) if accuracy]
-        known = [value for value in rows if value is not None]
-        mean = fraction(sum(known) / len(known) if known else None)
-        finished = f"{len(event['clients'])} clients finished a task"
+        finished, mean = f"{len(event['clients'])} clients finished a task", fraction(own_accuracy(event))
         self._say(f"round {event['round']}: {finished}; their own models' mean accuracy on it: {mean}")
 
     def _on_bases(self, event: Event) -> None:
         shares = ", ".join(f"{name} {share:.0%}" for name, share in event["share"].items())
         self._say(f"round {event['round']}: protected directions: {shares}")
         for note in event["notes"]:
-            self._errors.print(escape(f"round {event['round']}: {note}"), style="yellow", soft_wrap=True)
+            self._warn(f"round {event['round']}: {note}")
 
     def _on_joined(self, event: Event) -> None:
         whose = " of ".join(part for part in (event["name"], event["node"]) if part)
@@ -218,14 +219,12 @@ class Progress(OnTerminal):
         whose = ", ".join(map(str, event["clients"]))
         self._say(f"round {event['round']}: the answer of clients {whose} came after server.deadline: refused")
 
+    def _on_untracked(self, event: Event) -> None:
+        self._warn(f"tracker {event['tracker']} gets no more of this run: {event['error']} (error.log)")
+
     def _on_client_error(self, event: Event) -> None:
-        self._errors.print(
-            escape(
-                f"client {event['client']} failed in round {event['round']}: {event['error']}\n{event['traceback']}"
-            ),
-            style="red",
-            soft_wrap=True,
-        )
+        what = f"client {event['client']} failed in round {event['round']}: {event['error']}"
+        self._warn(f"{what}\n{event['traceback']}", "red")
 
 
 def _row(table: Table, name: str, value: str, note: str) -> None:

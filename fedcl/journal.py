@@ -16,8 +16,9 @@ from typing import Any
 from fedcl.errors import FederationError
 
 Event = dict[str, Any]
-EVENTS, ERRORS = "events.jsonl", "error.log"
+EVENTS, ERRORS, RESULTS = "events.jsonl", "error.log", "results.json"
 TEMPORARIES = ".*.tmp"
+FAILED = "the run failed: "  # begins a line of error.log
 
 
 def sync_path(path: Path) -> None:
@@ -85,6 +86,32 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
         ValueError: a number is not finite; the file is left as it was.
     """
     replace_file(path, [to_json(value, indent=2).encode() + b"\n"], sync=True)
+
+
+def read_results(folder: Path) -> dict[str, Any] | None:
+    """Return the results.json of a run directory, None where there is none yet."""
+    try:
+        results: dict[str, Any] = json.loads((folder / RESULTS).read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return results
+
+
+def finished(folder: Path) -> bool:
+    """Return whether the run has finished and nothing of what it leaves behind is missing."""
+    results = read_results(folder)
+    return results is not None and bool(results["status"] == "finished")
+
+
+def failure(folder: Path, behind: int = 0) -> str:
+    """Return why a run could not go on, as error.log says behind a byte the last time; "": it does not say."""
+    path = folder / ERRORS
+    if not path.exists() or path.stat().st_size <= behind:
+        return ""
+    with open(path, "rb") as file:
+        file.seek(behind)
+        lines = file.read().decode(errors="replace").splitlines()
+    return next((line.removeprefix(FAILED) for line in reversed(lines) if line.startswith(FAILED)), "")
 
 
 def read_events(folder: Path) -> Iterator[Event]:

@@ -2,10 +2,15 @@
 
 import fcntl
 import os
+import platform
+import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
 from fedcl.errors import ConfigError
+
+TRIES, BETWEEN = 5, 0.02  # attempts at a lock that is held, and seconds between two
 
 
 class Lock:
@@ -22,15 +27,13 @@ class Lock:
             ConfigError: another process has it.
         """
         opened = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not _taken(opened):
             os.close(opened)
             folder = self._path.parent
             what = f"{str(folder)!r} is in use by process {holder(folder)}"
-            raise ConfigError(f"{what}: stop it, or name another folder") from error
+            raise ConfigError(f"{what}: stop it, or name another folder")
         os.ftruncate(opened, 0)
-        os.write(opened, f"{os.getpid()}\n".encode())
+        os.write(opened, f"{os.getpid()} {platform.node()}\n".encode())
         self._opened = opened
         return self
 
@@ -39,17 +42,40 @@ class Lock:
         os.close(self._opened)
 
 
+def _taken(opened: int) -> bool:
+    """Take a lock and return True; False: it stays held."""
+    for _ in range(TRIES):
+        with suppress(BlockingIOError):  # somebody may only be looking whether it is held (`holder`), for no time
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        time.sleep(BETWEEN)
+    return False
+
+
 def holder(folder: Path) -> int | None:
     """Return the process that has the lock of a folder; None: nobody has."""
     try:
-        opened = os.open(folder / "lock", os.O_RDWR)
+        opened = os.open(folder / "lock", os.O_RDONLY)
     except FileNotFoundError:
         return None
     try:
         fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        text = os.read(opened, 32).decode().strip()
-        return int(text) if text.isdecimal() else 0
+        process = _written(os.read(opened, 300))[0]
+        return int(process) if process.isdecimal() else 0
     finally:
         os.close(opened)
     return None
+
+
+def machine(folder: Path) -> str:
+    """Return the name of the machine whose process had the lock of a folder last; "": nobody had, or it is unknown."""
+    try:
+        return _written((folder / "lock").read_bytes())[1]
+    except FileNotFoundError:
+        return ""
+
+
+def _written(content: bytes) -> tuple[str, str]:
+    process, _, name = content.decode(errors="replace").strip().partition(" ")
+    return process, name

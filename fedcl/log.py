@@ -1,7 +1,7 @@
 """The events of a run sorted by what they tell: one record a round, the accuracies at the ends of tasks, the errors."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -45,6 +45,23 @@ class Ends:
 def accuracies(values: Sequence[float | None] | None) -> list[float] | None:
     """Return an event's accuracies with NaN for None: unknown."""
     return None if values is None else [math.nan if value is None else float(value) for value in values]
+
+
+def seen_accuracy(event: Mapping[str, Any]) -> float | None:
+    """Return the mean accuracy of an evaluation over the tasks that have started; of all tasks while none has."""
+    accuracy = event.get("accuracy")
+    if accuracy is None:
+        return None
+    pairs = [(value, begun) for value, begun in zip(accuracy, event["started"], strict=True) if value is not None]
+    values = [value for value, begun in pairs if begun] or [value for value, _ in pairs]
+    return sum(values) / len(values) if values else None
+
+
+def own_accuracy(event: Mapping[str, Any]) -> float | None:
+    """Return the mean accuracy of clients on the task that each has just finished."""
+    rows = [accuracy[task] for task, accuracy in zip(event["tasks"], event["accuracy"], strict=True) if accuracy]
+    known = [value for value in rows if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def table(rows: Sequence[Any]) -> Matrix:

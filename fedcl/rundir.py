@@ -1,6 +1,5 @@
 """The run directory: what to run and where, its first event, and the files that stand beside the journal."""
 
-import json
 import platform
 import time
 import traceback
@@ -14,13 +13,13 @@ from typing import Any
 import torch
 import yaml
 
-from fedcl import config, registry
+from fedcl import config, registry, track
 from fedcl.answers import Tensors
 from fedcl.config import Scenario
 from fedcl.engine.choice import resolve
 from fedcl.errors import ConfigError, FederationError
 from fedcl.interrupt import Stopped
-from fedcl.journal import ERRORS, read_events, replace_file, write_json
+from fedcl.journal import ERRORS, FAILED, RESULTS, read_events, replace_file, write_json
 from fedcl.lock import Lock
 from fedcl.results import summarise
 from fedcl.streams import Stream
@@ -29,7 +28,6 @@ from fedcl.streams import Stream
 LISTENERS: ContextVar[tuple[Callable[[dict[str, Any]], None], ...]] = ContextVar("listeners", default=())
 # The command line that started the run, kept with its results.
 COMMAND: ContextVar[str] = ContextVar("command", default="")
-FAILED = "the run failed: "  # begins a line of error.log
 
 
 def default_folder(scenario: Scenario) -> Path:
@@ -42,8 +40,9 @@ def create(scenario: Scenario, folder: Path | None) -> Path:
     """Create a run directory with its config.yaml.
 
     Raises:
-        ConfigError: there is a run in it already, or it cannot be written.
+        ConfigError: there is a run in it already, or it cannot be written, or a tracker is not installed.
     """
+    track.check(scenario.track)
     folder = (folder or default_folder(scenario)).absolute()
     if (folder / "config.yaml").exists():
         raise ConfigError(f"{str(folder)!r} holds a run already: fedcl run --resume {folder}, or another --out")
@@ -142,12 +141,4 @@ def finish(folder: Path, weights: Tensors, classifier: Tensors, plain: dict[str,
             replace_file(path, [held], sync=False)
         else:
             path.unlink(missing_ok=True)
-    write_json(folder / "results.json", summarise(plain, read_events(folder)))
-
-
-def finished(folder: Path) -> bool:
-    """Return whether the run has finished and nothing of what it leaves behind is missing."""
-    try:
-        return bool(json.loads((folder / "results.json").read_text())["status"] == "finished")
-    except (FileNotFoundError, NotADirectoryError):
-        return False
+    write_json(folder / RESULTS, summarise(plain, read_events(folder)))

@@ -31,6 +31,7 @@ from fedcl.source import sample
 from fedcl.state import Index, PackStore, records_digest
 from fedcl.streams import Stream
 from fedcl.timing import doing
+from fedcl.track import Tracking, follow
 from fedcl.world import as_text, world
 from server import checkpoint
 from server.exchange import Size, exchange, post, taken
@@ -75,6 +76,7 @@ class Federation:
     sender: Mapping[str, Any]  # fields of every order that say who asks
     stop: StopRequest
     parameters: Layout
+    tracking: Tracking
     committed: tuple[int, float] = (0, 0.0)  # round and time of the last checkpoint
     synced: set[str] = field(default_factory=set)  # packs that it has forced onto the disk
     overdue: dict[str, Order] = field(default_factory=dict)  # messages whose answers did not come in time
@@ -110,6 +112,7 @@ class Federation:
             sender={"federation": name, "fingerprint": fingerprint(text), "sitting": sitting},
             stop=stop,
             parameters=judge.layout,
+            tracking=follow(journal, scenario),
         )
 
     def __enter__(self) -> Federation:
@@ -117,8 +120,11 @@ class Federation:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Close the journal."""
-        self.journal.close()
+        """End the trackers and close the journal."""
+        try:
+            self.tracking.close()
+        finally:
+            self.journal.close()
 
     @property
     def folder(self) -> Path:

@@ -203,30 +203,6 @@ def test_all_names_are_listed_by_topic(capsys):
     assert "partitions: iid, dirichlet, shards, drawn" in printed(capsys, "list").splitlines()
 
 
-def test_the_doctor_finds_this_machine_well(capsys):
-    text = printed(capsys, "doctor")
-    assert all(line.split()[0] in ("ok", "warn") for line in text.splitlines())
-    assert "Python 3." in text
-    assert "scenarios shipped" in text
-
-
-def test_the_doctor_says_what_is_broken(capsys, monkeypatch, tmp_path):
-    from fedcl import doctor
-
-    monkeypatch.setattr(
-        doctor.metadata, "requires", lambda name: ["numpy<1", "surely-not-there>=2", "pytest; extra == 'x'"]
-    )
-    monkeypatch.setenv("FEDCL_DATA", str(tmp_path / "gone"))
-    monkeypatch.setenv("OMP_NUM_THREADS", "100000")
-    assert main(["doctor"]) == 1
-    lines = capsys.readouterr().out.splitlines()
-    assert any(line.startswith(f"broken numpy {np.__version__} is outside <1; pip install") for line in lines)
-    assert any(line.startswith("broken surely-not-there is not installed") for line in lines)
-    assert any(line.startswith(f"warn   FEDCL_DATA={tmp_path / 'gone'} is no folder") for line in lines)
-    assert any("OMP_NUM_THREADS=100000; unset" in line for line in lines)
-    assert not any("pytest is not" in line or "pytest 9" in line for line in lines)
-
-
 def test_a_run_writes_its_directory(run_directory):
     results = json.loads((run_directory / "results.json").read_text())
     assert (results["status"], results["cost"]["rounds"]) == ("finished", 2)

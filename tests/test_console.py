@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from fedcl.console import Progress, duration, fraction, rate, seen_accuracy, size, table
+from fedcl.console import Progress, duration, fraction, rate, size, table
+from fedcl.log import seen_accuracy
 
 START = {
     "event": "start", "name": "small", "seed": 3, "clients": 4, "tasks": 2, "rounds": 10, "device": "cpu",

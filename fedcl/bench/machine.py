@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedcl.bench.spec import ENVIRONMENT
-from fedcl.engine.choice import cores
+from fedcl.machine import cores
 
 PACKAGES = ("fedcl", "torch", "numpy", "flwr", "ray", "pfl")
 

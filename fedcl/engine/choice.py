@@ -4,13 +4,13 @@ A run never times itself into another result.
 """
 
 import math
-import os
 from dataclasses import replace
 from typing import Literal
 
 import fedcl.models
 from fedcl.config import Scenario
 from fedcl.errors import ConfigError
+from fedcl.machine import cores
 from fedcl.models.work import multiplications
 from fedcl.streams import Stream
 from fedcl.world import as_text, world
@@ -92,11 +92,6 @@ def workers(scenario: Scenario) -> tuple[int, float]:
     gpus = max(1, torch.cuda.device_count())
     number = engine.workers if isinstance(engine.workers, int) else int(gpus / share) if share else gpus
     return number, float(share if share is not None else min(1.0, gpus / number))
-
-
-def cores() -> int:
-    """Return the cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def kind(scenario: Scenario) -> str:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedcl import lock, rundir
+from fedcl import lock
 from fedcl.errors import FederationError
 from fedcl.interrupt import LOOK, Stopped, StopRequest
-from fedcl.journal import ERRORS, EVENTS
+from fedcl.journal import ERRORS, EVENTS, failure, finished
 from fedcl.real import bundle
 from fedcl.real.flower import Link
 from fedcl.real.nodes import Nodes, write_link
@@ -58,7 +58,7 @@ class Server:
         (self.state / "log").mkdir(exist_ok=True)
         failures = 0
         try:
-            while not rundir.finished(self.folder):
+            while not finished(self.folder):
                 before = self._rounds()
                 problem = self._sitting(app, stop)
                 failures = 0 if self._rounds() > before else failures + 1
@@ -112,7 +112,7 @@ class Server:
             self._tell()
             alive = lock.holder(self.folder) is not None
             came |= alive
-            if rundir.finished(self.folder):
+            if finished(self.folder):
                 return ""
             if came and not alive:
                 return self._why(failed)
@@ -126,14 +126,7 @@ class Server:
 
     def _why(self, failed: int, unless: str = "the ServerApp died") -> str:
         """Return the last failure in error.log behind byte `failed`, or `unless`."""
-        path = self.folder / ERRORS
-        if not path.exists() or path.stat().st_size <= failed:
-            return unless
-        with open(path, "rb") as file:
-            file.seek(failed)
-            lines = file.read().decode(errors="replace").splitlines()
-        ends = [line for line in lines if line.startswith(rundir.FAILED)]
-        return ends[-1].removeprefix(rundir.FAILED) if ends else unless
+        return failure(self.folder, failed) or unless
 
     def _stop_app(self) -> None:
         """Ask the ServerApp for a checkpoint and wait until it is gone."""

@@ -7,11 +7,11 @@ from typing import Any
 
 
 class Tail:
-    """What is new in a file of JSON lines; what stands in it at first is not."""
+    """What is new in a file of JSON lines; what stands in it at first is not, unless the `whole` file is asked for."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._read = self._size()
+    def __init__(self, path: Path, *, whole: bool = False) -> None:
+        self._path, self._last = path, b""
+        self._read = 0 if whole else self._size()
 
     def _size(self) -> int:
         return self._path.stat().st_size if self._path.exists() else 0
@@ -27,5 +27,17 @@ class Tail:
             for line in file:
                 if not line.endswith(b"\n"):
                     break
-                self._read += len(line)
+                self._read, self._last = self._read + len(line), line
                 yield json.loads(line)
+
+    @property
+    def cut(self) -> bool:
+        """Whether the last line that was read stands there no more: the file was cut off, perhaps written on since."""
+        if not self._last:
+            return False
+        try:
+            with open(self._path, "rb") as file:
+                file.seek(self._read - len(self._last))
+                return file.read(len(self._last)) != self._last
+        except FileNotFoundError:
+            return True

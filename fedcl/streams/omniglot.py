@@ -22,6 +22,7 @@ from fedcl.streams.datasets import SPLIT_SEED, held_out
 
 SIDE, ROW_BYTES = 105, 14
 MOST_PICTURES, MOST_NAME_BYTES = 100_000, 10_000_000  # no file is believed beyond this
+PARTS = ("omniglot_background.npz", "omniglot_evaluation.npz")
 TEST_SHARE = 0.25  # 5 of a character's 20 drawings
 
 
@@ -129,9 +130,9 @@ class Omniglot(DatasetSettings):
             )
         folder, parts = Path(root).expanduser() / self.folder, []
         if self.part != "evaluation":
-            parts.append(_read(folder / "omniglot_background.npz", self.size))
+            parts.append(_read(folder / PARTS[0], self.size))
         if self.part != "background":
-            parts.append(self._taken(_read(folder / "omniglot_evaluation.npz", self.size)))
+            parts.append(self._taken(_read(folder / PARTS[1], self.size)))
         classes, labels = 0, []
         for part in parts:
             labels.append(part.y + classes)

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from fedcl.console import OnTerminal, duration
 from fedcl.journal import EVENTS
-from fedcl.sweep.runs import DONE, FAILED, HELD, RUNNING, WAITING, State
+from fedcl.sweep.state import DONE, FAILED, HELD, RUNNING, WAITING, State
 
 TAIL = 8192  # bytes of a journal's end in which its last round is looked for
 SHOWN = 16  # running runs that are named
@@ -29,6 +29,11 @@ class Watcher(OnTerminal):
             if status in (DONE, FAILED, HELD) and self._told.get(key, status) != status:
                 self._say(f"{status}: {state.runs[key].title}{_why(state, key)}")
             self._told[key] = status
+
+    def catch_up(self, state: State) -> None:
+        """Show the state; how runs have ended so far is not said any more."""
+        self._told = dict(state.status)
+        self(state)
 
     def shown(self) -> Group:
         """Return the state in a line, and where each running run is."""

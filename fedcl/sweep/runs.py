@@ -4,30 +4,29 @@ DIR/sweep.json says what the sweep is, DIR/events.jsonl what has happened to its
 """
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fedcl import config, rundir
+from fedcl import config, track
 from fedcl.config import Scenario
 from fedcl.engine import cluster
 from fedcl.engine.pool import CANCELLED, Ended, Pool
 from fedcl.engine.survey import survey
 from fedcl.errors import ConfigError
 from fedcl.interrupt import STOPPED, Stopped, listening
-from fedcl.journal import Journal, read_events
+from fedcl.journal import Journal, finished, read_events
 from fedcl.lock import Lock, holder
 from fedcl.sweep.folder import run_folder, write_plan
 from fedcl.sweep.spec import Point, Sweep, checked
+from fedcl.sweep.state import DONE, FAILED, HELD, RUNNING, WAITING, State
 from fedcl.world import as_text, scenario_of
 
 KEY = 12  # letters of a configuration's hash that name a run's folder
 LOOK = 0.5  # seconds between two looks at the runs
 PATIENCE = 60.0  # seconds for which a run waits until a process that a killed sweep has left behind is gone
-DONE, FAILED, HELD, RUNNING, WAITING = "done", "failed", "stopped", "running", "waiting"
-Listener = Callable[["State"], None]
+Listener = Callable[[State], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,32 +45,6 @@ class Run:
     def folder(self, out: Path) -> Path:
         """Return its run directory."""
         return run_folder(out, self.key)
-
-
-@dataclass(kw_only=True)
-class State:
-    """How a sweep goes."""
-
-    runs: dict[str, Run]
-    status: dict[str, str]
-    errors: dict[str, str]
-    began: float
-    most: int = 1  # runs at the same time
-    started: dict[str, float] = field(default_factory=dict)  # when runs of this sitting have begun
-    seconds: list[float] = field(default_factory=list)  # that they have taken
-
-    @property
-    def counts(self) -> Counter[str]:
-        """How many runs have each status."""
-        return Counter(self.status.values())
-
-    @property
-    def left(self) -> float | None:
-        """Seconds until the end, if the rest takes as long as what this sitting has finished; None: unknown."""
-        waiting = self.counts[WAITING] + self.counts[RUNNING]
-        if not waiting:
-            return 0.0
-        return sum(self.seconds) / len(self.seconds) * waiting / self.most if self.seconds else None
 
 
 def planned(sweep: Sweep) -> dict[str, Run]:
@@ -97,7 +70,7 @@ def outcomes(out: Path) -> dict[str, dict[str, Any]]:
 
 def status(out: Path, run: Run, last: dict[str, dict[str, Any]]) -> str:
     """Return how far a run is: `done`, `failed` or `waiting`."""
-    if rundir.finished(run.folder(out)):
+    if finished(run.folder(out)):
         return DONE
     return FAILED if last.get(run.key, {}).get("status") == FAILED else WAITING
 
@@ -116,11 +89,14 @@ def carry_out(
         listeners: are told whenever something has changed, and every half second.
 
     Raises:
-        ConfigError: a combination is impossible, another process works in the folder, or a node cannot take part.
+        ConfigError: a combination is impossible, a tracker is not installed, another process works in the folder, or a
+            node cannot take part.
         FederationError: no cluster answers at the address, or no node of it is left that is large enough.
         Stopped: somebody asked for it; everything can be resumed.
     """
     runs = planned(sweep)
+    for run in runs.values():
+        track.check(run.scenario.track)
     out.mkdir(parents=True, exist_ok=True)
     with Lock(out), Journal(out) as journal, listening() as stop:
         last = outcomes(out)
