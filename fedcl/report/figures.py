@@ -65,7 +65,10 @@ def matrix(run: Run) -> Figure:
     if not run.absent("accuracy_matrix") and ends.tasks:
         table = [[None if np.isnan(v) else float(v) for v in row] for row in ends.matrix]
         drawing = cells.heat_map(table, ends.ended, ends.tasks, f"accuracy matrix of {run.name}")
-    caption = "global model, % on each task after each task's end; outlined: just learnt"
+    numbered = max(len(ends.tasks), len(ends.ended)) <= cells.MOST_VALUES
+    caption = "global model, % on each task after each task's end; " + (
+        "outlined: just learnt" if numbered else "the deeper the higher"
+    )
     return _figure(
         "matrix", "Accuracy matrix", caption, drawing, run.absent("accuracy_matrix") or "no task has ended yet"
     )
