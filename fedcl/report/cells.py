@@ -58,7 +58,11 @@ def _level(value: float | None) -> int | None:
 
 
 def heat_map(
-    matrix: Sequence[Sequence[float | None]], ended: Sequence[int], tasks: Sequence[int], label: str
+    matrix: Sequence[Sequence[float | None]],
+    ended: Sequence[int],
+    tasks: Sequence[int],
+    label: str,
+    most: int = MOST_VALUES,
 ) -> Drawing:
     """Draw an accuracy matrix of fractions, None drawn as unknown; where a row's task is the column's it is outlined.
 
@@ -67,8 +71,9 @@ def heat_map(
         ended: the task whose end each row is.
         tasks: the task of each column.
         label: what the chart shows, for screen readers.
+        most: cells a side up to which each carries its number.
     """
-    few = max(len(tasks), len(ended)) <= MOST_VALUES
+    few = max(len(tasks), len(ended)) <= most
     width = min((WIDTH - 88) / len(tasks), 72.0)
     height = min(width, 42.0)
     root = canvas(label, 26 + height * len(ended) + 4, 88 + width * len(tasks) + 2)

@@ -34,12 +34,14 @@ class Room:
         points: of a chart's lines together.
         rows: clients of a chart with a row a client.
         columns: stretches of rounds in such a chart.
+        values: cells a side of an accuracy matrix up to which each carries its number.
         letters: of error.log, and of all tracebacks together.
     """
 
     points: int = 1200
     rows: int = 40
     columns: int = 200
+    values: int = cells.MOST_VALUES
     letters: int = 20_000
 
     @staticmethod
@@ -51,6 +53,7 @@ class Room:
             points=max(150, int(full.points * part)),
             rows=max(8, int(full.rows * part)),
             columns=max(40, int(full.columns * part)),
+            values=full.values if part == 1 else full.values // 2,
             letters=max(1000, int(full.letters * part)),
         )
 
@@ -59,13 +62,13 @@ def _figure(key: str, title: str, caption: str, drawing: Drawing | None, absent:
     return Figure(key, title, caption, drawing, "" if drawing is not None else absent)
 
 
-def matrix(run: Run) -> Figure:
+def matrix(run: Run, room: Room) -> Figure:
     """The accuracy matrix as a heat map."""
     ends, drawing = run.log.ends, None
     if not run.absent("accuracy_matrix") and ends.tasks:
         table = [[None if np.isnan(v) else float(v) for v in row] for row in ends.matrix]
-        drawing = cells.heat_map(table, ends.ended, ends.tasks, f"accuracy matrix of {run.name}")
-    numbered = max(len(ends.tasks), len(ends.ended)) <= cells.MOST_VALUES
+        drawing = cells.heat_map(table, ends.ended, ends.tasks, f"accuracy matrix of {run.name}", room.values)
+    numbered = max(len(ends.tasks), len(ends.ended)) <= room.values
     caption = "global model, % on each task after each task's end; " + (
         "outlined: just learnt" if numbered else "the deeper the higher"
     )
@@ -187,7 +190,7 @@ def mix(run: Run, room: Room, seen: dict[str, int], number: int) -> Figure:
 def of_run(run: Run, number: int, room: Room, seen: dict[str, int]) -> list[Figure]:
     """Return the figures of one run, in the order in which they are read; arguments as for `mix`."""
     return [
-        *(matrix(run), accuracy(run, room), stability(run, room), clients(run)),
+        *(matrix(run, room), accuracy(run, room), stability(run, room), clients(run)),
         *(presence(run, room), mix(run, room, seen, number), loss(run, room)),
     ]
 
