@@ -14,7 +14,7 @@ import click
 import typer
 from typer.core import TyperCommand
 
-from fedcl import __version__, cli_bench, cli_real, cli_sweep, cli_watch
+from fedcl import __version__, cli_bench, cli_real, cli_report, cli_sweep, cli_watch
 from fedcl.certs import SERVER_DAYS
 from fedcl.errors import ConfigError, FederationError
 from fedcl.interrupt import STOPPED
@@ -237,24 +237,6 @@ def _doctor() -> int:
     return FAILED if broken else OK
 
 
-@app.command("report")
-def _report(
-    directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Run directories, or sweeps.")],
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Where to write; default: report.html.")] = None,
-) -> int:
-    """Write one HTML page about runs, or all of a sweep (default: DIR/report.html; of several DIR: ./report.html)."""
-    from fedcl.report import write_report
-    from fedcl.sweep.folder import run_folders
-
-    out = out or (directories[0] if len(directories) == 1 else Path()) / "report.html"
-    runs = [run for directory in directories for run in run_folders(directory)]
-    for run in runs:
-        _check_run(run)
-    write_report(runs, out)
-    typer.echo(str(out))
-    return OK
-
-
 def _check_run(directory: Path) -> None:
     if not (directory / "events.jsonl").is_file():
         raise ConfigError(f"{str(directory)!r} is no run directory: it has no events.jsonl")
@@ -356,6 +338,7 @@ app.command("client")(cli_real.client)
 app.command("bench")(cli_bench.bench)
 app.command("sweep")(cli_sweep.sweep)
 app.command("watch")(cli_watch.watch)
+app.command("report")(cli_report.report)
 
 
 def _complain(message: object) -> None:

@@ -88,7 +88,7 @@ def test_the_public_names_are_loaded_when_asked_for():
         (["show", "split-digits", "seed"], "dotted.key=value"),
         (["list", "client"], "did you mean 'clients'"),
         (["report"], "missing argument 'dir...'"),
-        (["report", "nowhere"], "'nowhere' is no run directory"),
+        (["report", "nowhere"], "'nowhere' holds no run"),
         (["predict", "nowhere", "x.npy"], "no run directory"),
     ],
 )

@@ -1,17 +1,20 @@
-"""What a run directory holds, turned into what its page shows: words, numbers as text, and charts."""
+"""What a run directory holds, turned into what its page shows: words, and numbers as text."""
 
 import json
-from dataclasses import dataclass
+import shlex
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from fedcl.errors import ConfigError, FederationError
 from fedcl.journal import ERRORS, EVENTS, read_events
 from fedcl.log import Log, collect
-from fedcl.report import svg, text
+from fedcl.report import text
+from fedcl.report.svg import Points
 from fedcl.results import FIGURES, SCHEMA, client_figures, summarise
 
 # What each figure is called, what it says, and whether it is a difference of accuracies.
@@ -65,6 +68,7 @@ class Run:
     log: Log
     config: str
     error_log: str
+    labels: dict[str, str] = field(default_factory=dict)  # of a run of a sweep: axis -> value
 
     @property
     def name(self) -> str:
@@ -92,16 +96,33 @@ class Run:
     @property
     def repeat(self) -> str:
         """The command that repeats the run from its resolved configuration."""
-        return f"fedcl run {self.directory / 'config.yaml'}"
+        return f"fedcl run {shlex.quote(str(self.directory / 'config.yaml'))}"
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The resolved configuration; {} where there is none that can be read."""
+        try:
+            plain = yaml.safe_load(self.config)
+        except yaml.YAMLError:
+            return {}
+        return plain if isinstance(plain, dict) else {}
+
+    def metric(self, name: str) -> float | None:
+        """Return a global figure as a number, None where it is absent."""
+        return text.number(_block(self.results, "metrics").get(name))
 
     def figure(self, name: str) -> str:
         """Return a global figure as text."""
-        value = _block(self.results, "metrics").get(name)
+        value = self.metric(name)
         return text.points(value) if MEANING[name][2] else text.percent(value)
 
+    def spread(self, figure: str, part: str) -> float | None:
+        """Return a part (mean, std, worst, worst10) of the spread of the clients' own figure."""
+        return text.number(_block(_block(self.results, "clients"), figure).get(part))
+
     def client(self, figure: str, part: str) -> str:
-        """Return a part (mean, std, worst, worst10) of the spread of the clients' own figure as text."""
-        value = _block(_block(self.results, "clients"), figure).get(part)
+        """Return the same as text."""
+        value = self.spread(figure, part)
         return text.points(value) if figure == "forgetting" or part == "std" else text.percent(value)
 
     def cost(self, name: str) -> Any:
@@ -152,10 +173,24 @@ class Run:
     @cached_property
     def identity(self) -> list[Row]:
         """What says that two runs are the same."""
-        names = ("config_hash", "weights_sha256", "state_sha256", "clients_sha256", "device", "stack", "cohort")
-        rows = [Row(n, str(self.results.get(n) or text.DASH), "", self.absent(n)) for n in names]
-        versions = ", ".join(f"{name} {version}" for name, version in _block(self.results, "versions").items())
-        return [*rows, Row("versions", versions or text.DASH)]
+        names = ("config_hash", "weights_sha256", "state_sha256", "clients_sha256")
+        return [Row(n, str(self.results.get(n) or text.DASH), "", self.absent(n)) for n in names]
+
+    @cached_property
+    def versions(self) -> dict[str, str]:
+        """What the run was made with."""
+        return {str(name): str(version) for name, version in _block(self.results, "versions").items()}
+
+    @cached_property
+    def environment(self) -> list[Row]:
+        """Where the run took place: device, the plan's arithmetic, memory at its peak, versions."""
+        memory = self.cost("memory") if isinstance(self.cost("memory"), dict) else {}
+        below = memory.get("below") if isinstance(memory.get("below"), list) else []
+        rows = [Row(n, str(self.results.get(n) or text.DASH)) for n in ("device", "stack", "cohort")]
+        rows.append(Row("memory, server", text.size(memory.get("process")), "at its peak"))
+        if below:
+            rows.append(Row("memory, worker", text.size(below[0]), f"the largest of {len(below)}, at its peak"))
+        return [*rows, *(Row(*each) for each in self.versions.items())]
 
     @cached_property
     def failures(self) -> list[Failure]:
@@ -167,33 +202,15 @@ class Run:
         return [_failure(error, events) for error, events in ordered]
 
     @cached_property
-    def matrix_chart(self) -> str:
-        """The accuracy matrix as a heat map, "" where there is none."""
-        ends = self.log.ends
-        if self.absent("accuracy_matrix") or not ends.tasks:
-            return ""
-        matrix = [[None if np.isnan(v) else float(v) for v in row] for row in ends.matrix]
-        return svg.heat_map(matrix, ends.ended, ends.tasks, f"accuracy matrix of {self.name}")
-
-    @cached_property
-    def accuracy_chart(self) -> str:
-        """Accuracy of the global model on every task over rounds, task ends marked; "" where there is none."""
-        rounds, series = self.log.series
-        if len(rounds) < 2:
-            return ""
-        lines = [svg.Line(f"T{task}", _points(rounds, series[:, task])) for task in range(series.shape[1])]
-        return svg.line_chart(lines, f"accuracy of each task over rounds, {self.name}", self.marks)
-
-    @cached_property
     def marks(self) -> list[tuple[float, str]]:
         """The ends of tasks, for charts over rounds."""
         ends = self.log.ends
         return [(float(round), f"T{task}") for round, task in zip(ends.rounds, ends.ended, strict=True)]
 
     @cached_property
-    def mean_line(self) -> svg.Points:
+    def mean_line(self) -> Points:
         """Mean accuracy on the tasks begun so far, at each evaluation."""
-        points: svg.Points = []
+        points: Points = []
         for round, event in sorted(self.log.evaluations.items()):
             pairs = zip(event.get("accuracy") or (), event.get("started") or (), strict=False)
             known = [value for value, started in pairs if started and value is not None]
@@ -202,33 +219,15 @@ class Run:
         return points
 
     @cached_property
-    def cost_line(self) -> svg.Points:
-        """The same accuracy against the megabytes sent by then, both ways."""
-        sent, total = {0: 0.0}, 0.0
+    def spent(self) -> dict[str, dict[int, float]]:
+        """The megabytes sent, both ways, and the seconds taken by the end of each round."""
+        spent: dict[str, dict[int, float]] = {"megabytes": {0: 0.0}, "seconds": {0: 0.0}}
+        megabytes = seconds = 0.0
         for round, event in sorted(self.log.rounds.items()):
-            total += event.get("bytes_up", 0) + event.get("bytes_down", 0)
-            sent[round] = total / 1e6
-        return [(sent[int(round)], value) for round, value in self.mean_line if int(round) in sent]
-
-    @cached_property
-    def clients_chart(self) -> str:
-        """Every client's own accuracy, worst to best; "" where there is none."""
-        values = client_figures(self.log)["acc"]
-        if self.absent("clients.acc") or not values:
-            return ""
-        mean = float(np.mean(list(values.values())))
-        return svg.ranking({str(c): v for c, v in values.items()}, mean, f"accuracy of each client, {self.name}")
-
-    @cached_property
-    def loss_chart(self) -> str:
-        """The terms of the clients' loss over rounds; "" where there is none."""
-        terms: dict[str, svg.Points] = {}
-        for round, event in sorted(self.log.rounds.items()):
-            for name, value in (event.get("loss") or {}).items():
-                terms.setdefault(str(name), []).append((float(round), text.number(value)))
-        lines = [svg.Line(name, points) for name, points in terms.items()]
-        label = f"training loss over rounds, {self.name}"
-        return svg.line_chart(lines, label, self.marks, fractions=False) if lines else ""
+            megabytes += ((text.number(event.get("bytes_up")) or 0) + (text.number(event.get("bytes_down")) or 0)) / 1e6
+            seconds += text.number(event.get("seconds")) or 0
+            spent["megabytes"][round], spent["seconds"][round] = megabytes, seconds
+        return spent
 
 
 def _block(values: dict[str, Any], name: str) -> dict[str, Any]:
@@ -239,10 +238,6 @@ def _block(values: dict[str, Any], name: str) -> dict[str, Any]:
 
 def _rate(value: Any) -> str:
     return f"{text.count(value)} updates a second" if text.number(value) else ""
-
-
-def _points(rounds: list[int], values: Any) -> svg.Points:
-    return [(float(r), None if np.isnan(v) else float(v)) for r, v in zip(rounds, values, strict=True)]
 
 
 def _failure(error: str, events: list[dict[str, Any]]) -> Failure:
@@ -264,8 +259,11 @@ def _recorded(directory: Path) -> dict[str, Any] | None:
     return results if isinstance(results, dict) and results.get("schema") == SCHEMA else None
 
 
-def read_run(directory: Path) -> Run:
+def read_run(directory: Path, labels: dict[str, str] | None = None) -> Run:
     """Read a run directory; a run without results.json (killed, or still running) is summarised from its events.
+
+    Args:
+        labels: what a sweep calls the run's settings.
 
     Raises:
         ConfigError: there is no events.jsonl, or it is damaged.
@@ -284,4 +282,4 @@ def read_run(directory: Path) -> Run:
             f"{str(path)!r} is damaged ({error!r}): restore it, or leave {directory.name!r} out"
         ) from error
     error_log = _optional(directory / ERRORS)[-LOG_TAIL:]
-    return Run(directory, results, log, _optional(directory / "config.yaml"), error_log)
+    return Run(directory, results, log, _optional(directory / "config.yaml"), error_log, labels or {})

@@ -61,3 +61,9 @@ def some(values: list[Any], limit: int = 8) -> str:
     """Write the first values of a list, and how many more there are."""
     shown = ", ".join(map(str, values[:limit]))
     return f"{shown} and {len(values) - limit} more" if len(values) > limit else shown
+
+
+def end(words: str, letters: int) -> str:
+    """Return the end of a long text, behind a word of how much is left out: tracebacks say most in their last line."""
+    left = len(words) - letters
+    return words if left <= 0 else f"({left:,} letters left out)\n…{words[left:]}"

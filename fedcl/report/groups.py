@@ -1,0 +1,176 @@
+"""Runs that differ in nothing but the seed, together; and in which settings such groups differ."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from fedcl.config import PLACE
+from fedcl.report.lines import REST, Line
+from fedcl.report.runs import Run
+from fedcl.report.style import NAMED
+from fedcl.report.svg import Points
+from fedcl.statistics import Spread, spread
+
+MANY_SETTINGS = 2  # in a name; groups that differ in more are numbered
+
+
+def flattened(config: dict[str, Any]) -> dict[str, str]:
+    """Return a configuration as dotted keys with their values as text."""
+    return dict(_leaves(config, ""))
+
+
+def _leaves(value: Any, key: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict) and value:
+        for name, each in value.items():
+            yield from _leaves(each, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one configuration, a seed each.
+
+    Attributes:
+        name: short; no other group has it.
+        numbers: of the runs on the page, from 1.
+        runs: at least one.
+        colour: of its lines and marks; REST where it is one of too many.
+    """
+
+    name: str
+    numbers: list[int]
+    runs: list[Run]
+    colour: int
+
+    @property
+    def key(self) -> str:
+        """The class of its colour, "" for none."""
+        return "" if self.colour == REST else f"c{self.colour % NAMED}"
+
+    def values(self, metric: str) -> dict[str, float]:
+        """Return a figure by the seed, of the runs that have it."""
+        known = ((str(run.results.get("seed")), run.metric(metric)) for run in self.runs)
+        return {seed: value for seed, value in known if value is not None}
+
+    def spread(self, metric: str) -> Spread | None:
+        """Return what a figure comes to over seeds; None where no run has it."""
+        values = list(self.values(metric).values())
+        return spread(values) if values else None
+
+    @cached_property
+    def seeds(self) -> list[str]:
+        """The runs' seeds."""
+        return list(dict.fromkeys(str(run.results.get("seed")) for run in self.runs))
+
+    def line(self, unit: str = "") -> Line | None:
+        """Return mean accuracy on the tasks begun so far, over seeds, in a band from the lowest to the highest.
+
+        Of a group with finished runs only these count: others end earlier.
+
+        Args:
+            unit: what x counts: "" rounds, else "megabytes" or "seconds" spent by then (the mean over seeds).
+        """
+        finished = [run for run in self.runs if run.status == "finished"]
+        tracks = [track for run in finished or self.runs if (track := _track(run, unit))]
+        if not tracks:
+            return None
+        shared = sorted(set.intersection(*(set(track) for track in tracks)))
+        at = [[track[round] for track in tracks] for round in shared]
+        xs = [sum(x for x, _ in each) / len(each) for each in at]
+        ys = [[y for _, y in each] for each in at]
+        points: Points = [(x, sum(y) / len(y)) for x, y in zip(xs, ys, strict=True)]
+        if len(tracks) == 1:
+            return Line(self.name, points, self.colour)
+        low: Points = [(x, min(y)) for x, y in zip(xs, ys, strict=True)]
+        high: Points = [(x, max(y)) for x, y in zip(xs, ys, strict=True)]
+        return Line(self.name, points, self.colour, low, high)
+
+
+def _track(run: Run, unit: str) -> dict[int, tuple[float, float]]:
+    """Return (x, accuracy) by the round of evaluation."""
+    known = {int(round): y for round, y in run.mean_line if y is not None}
+    spent = run.spent[unit] if unit else {round: float(round) for round in known}
+    return {round: (spent[round], y) for round, y in known.items() if round in spent}
+
+
+def _identity(run: Run) -> str:
+    """Return what runs have in common that differ in seed, name and place only; a run without one is alone."""
+    if not run.settings:
+        return str(run.directory)
+    return json.dumps(_compared(run, "name"), sort_keys=True)
+
+
+def _compared(run: Run, *left_out: str) -> dict[str, str]:
+    """Return the settings of a run that say what comes out, the seed and those named left out."""
+    apart = {"seed", *(".".join(each) for each in PLACE), *left_out}
+    return {key: value for key, value in flattened(run.settings).items() if key not in apart}
+
+
+def grouped(runs: Sequence[Run]) -> list[Group]:
+    """Return the groups of runs, in the order in which they come."""
+    members: dict[str, list[int]] = {}
+    for i, run in enumerate(runs):
+        members.setdefault(_identity(run), []).append(i)
+    firsts = [runs[places[0]] for places in members.values()]
+    names = _names(firsts)
+    colours = _colours(firsts)
+    return [
+        Group(name, [i + 1 for i in places], [runs[i] for i in places], colour)
+        for name, colour, places in zip(names, colours, members.values(), strict=True)
+    ]
+
+
+def _colours(firsts: Sequence[Run]) -> list[int]:
+    """Return colours by place; of more than there are colours only those that end highest have one."""
+    if len(firsts) <= NAMED:
+        return list(range(len(firsts)))
+    ends = [run.mean_line[-1][1] or 0.0 if run.mean_line else -1.0 for run in firsts]
+    best = sorted(sorted(range(len(firsts)), key=lambda i: -ends[i])[:NAMED])
+    return [best.index(i) if i in best else REST for i in range(len(firsts))]
+
+
+def _names(firsts: Sequence[Run]) -> list[str]:
+    """Name groups by what a sweep calls them, else by the runs' names, else by the settings in which they differ."""
+    if len(firsts) == 1:
+        return [firsts[0].name]
+    labels = [run.labels for run in firsts]
+    axes = list(dict.fromkeys(axis for each in labels for axis in each))
+    varying = [axis for axis in axes if len({each.get(axis) for each in labels}) > 1]
+    configs = [_compared(run, "name") for run in firsts]
+    keys = _leading(differing(configs))
+    few = keys if len(keys) <= MANY_SETTINGS else []
+    for tried in (
+        [" ".join(_said(axis, each[axis]) for axis in varying if axis in each) for each in labels],
+        [run.name for run in firsts],
+        [" ".join(_said(key, each[key]) for key in few if key in each) for each in configs],
+    ):
+        if all(tried) and len(set(tried)) == len(firsts):
+            return tried
+    return [f"run {i + 1}" for i in range(len(firsts))]
+
+
+def _leading(keys: Sequence[str]) -> list[str]:
+    """Leave out the settings of parts that are not the same part: server.method.epsilon beside server.method.name."""
+    parts = {key.removesuffix("name") for key in keys if key.endswith(".name")}
+    return [key for key in keys if key.endswith(".name") or not any(key.startswith(part) for part in parts)]
+
+
+def _said(key: str, value: str) -> str:
+    """Return a setting in short: a word speaks for itself, a number does not."""
+    return value if value[:1].isalpha() else f"{key.rpartition('.')[2]}={value}"
+
+
+def differing(configs: Sequence[dict[str, str]]) -> list[str]:
+    """Return the keys whose values are not the same in all flattened configurations, in their order."""
+    keys = dict.fromkeys(key for config in configs for key in config)
+    return [key for key in keys if len({config.get(key) for config in configs}) > 1]
+
+
+def differences(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
+    """Return the settings in which groups differ, and each group's values of them; "" where it has no such setting."""
+    configs = [_compared(group.runs[0]) for group in groups]
+    keys = differing(configs)
+    return keys, [[config.get(key, "") for key in keys] for config in configs]
