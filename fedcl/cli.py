@@ -244,7 +244,7 @@ def _report(
 ) -> int:
     """Write one HTML page about runs, or all of a sweep (default: DIR/report.html; of several DIR: ./report.html)."""
     from fedcl.report import write_report
-    from fedcl.sweep.folder import run_folders
+    from fedcl.sweeps.folder import run_folders
 
     out = out or (directories[0] if len(directories) == 1 else Path()) / "report.html"
     runs = [run for directory in directories for run in run_folders(directory)]

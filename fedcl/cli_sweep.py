@@ -8,7 +8,7 @@ import typer
 from fedcl.interrupt import STOPPED, Stopped
 
 if TYPE_CHECKING:
-    from fedcl.sweep.runs import Run, State
+    from fedcl.sweeps.runs import Run, State
 
 OK, FAILED = 0, 1
 FOLDER = Path("runs") / "sweeps"
@@ -36,15 +36,15 @@ def sweep(
 
     Exit 0: all runs are finished; 1: some have failed; 75: stopped, the same command goes on.
     """
-    from fedcl.sweep.spec import read
+    from fedcl.sweeps.spec import read
 
     asked = read(sweep, overrides or ())
     folder = (out or FOLDER / asked.name).absolute()
-    from fedcl.sweep import runs
+    from fedcl.sweeps import runs
 
     if dry_run:
         return _listed(runs.planned(asked), folder)
-    from fedcl.sweep.live import Watcher
+    from fedcl.sweeps.live import Watcher
 
     try:
         with Watcher(folder, quiet=quiet) as watcher:
@@ -60,7 +60,7 @@ def sweep(
 
 def _listed(planned: "dict[str, Run]", folder: Path) -> int:
     """Print the runs and how far they are."""
-    from fedcl.sweep import runs
+    from fedcl.sweeps import runs
 
     last = runs.outcomes(folder)
     for run in planned.values():
@@ -76,7 +76,7 @@ def _told(state: "State", folder: Path, metric: str, quiet: bool) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from fedcl.sweep import tables
+    from fedcl.sweeps import tables
 
     found = tables.collect(folder, metric)
     tables.write(found, folder)

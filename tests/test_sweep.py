@@ -16,8 +16,8 @@ from fedcl.cli import main
 from fedcl.errors import ConfigError
 from fedcl.journal import read_events, write_json
 from fedcl.statistics import spread
-from fedcl.sweep import runs, spec, tables
-from fedcl.sweep.spec import Sweep
+from fedcl.sweeps import runs, spec, tables
+from fedcl.sweeps.spec import Sweep
 from fedcl.testing import changed
 
 TINY = {

@@ -17,8 +17,8 @@ from fedcl.errors import ConfigError
 from fedcl.interrupt import STOPPED, Stopped, listening
 from fedcl.journal import Journal, read_events
 from fedcl.lock import Lock, holder
-from fedcl.sweep.folder import run_folder, write_plan
-from fedcl.sweep.spec import Point, Sweep, checked
+from fedcl.sweeps.folder import run_folder, write_plan
+from fedcl.sweeps.spec import Point, Sweep, checked
 from fedcl.world import as_text, scenario_of
 
 KEY = 12  # letters of a configuration's hash that name a run's folder
