@@ -5,21 +5,27 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedcl import completion
 from fedcl.interrupt import STOPPED, Stopped
 
 if TYPE_CHECKING:
     from fedcl.sweeps.runs import Run, State
 
 OK, FAILED = 0, 1
-FOLDER = Path("runs") / "sweeps"
 WIDE, WIDTH = ("iqm", "its interval", "test"), 140  # columns that only a wide terminal shows; the files have them
 
 
 def sweep(
     context: typer.Context,
-    sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="A shipped sweep or a sweep file.")],
+    sweep: Annotated[
+        str,
+        typer.Argument(metavar="SWEEP", help="A shipped sweep or a sweep file.", autocompletion=completion.sweeps),
+    ],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change in every run.")
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="Settings to change in every run.", autocompletion=completion.overrides
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Its folder; default: runs/sweeps/NAME.")] = None,
     dry_run: Annotated[
@@ -36,10 +42,11 @@ def sweep(
 
     Exit 0: all runs are finished; 1: some have failed; 75: stopped, the same command goes on.
     """
+    from fedcl.sweeps.folder import default_folder
     from fedcl.sweeps.spec import read
 
     asked = read(sweep, overrides or ())
-    folder = (out or FOLDER / asked.name).absolute()
+    folder = (out or default_folder(asked.name)).absolute()
     from fedcl.sweeps import runs
 
     if dry_run:

@@ -128,8 +128,9 @@ def _data() -> Iterator[Finding]:
 
 
 def _scenarios() -> Iterator[Finding]:
-    from fedcl.config import load, scenario_names
+    from fedcl.config import load
     from fedcl.errors import ConfigError
+    from fedcl.shipped import scenario_names
 
     for name in scenario_names():
         try:
