@@ -8,7 +8,7 @@ from pathlib import Path
 from fedcl.errors import FederationError
 from fedcl.report.runs import read_run
 
-HEIGHT = 430  # pixels of the frame in a notebook: both charts side by side
+HEIGHT = 400  # pixels of the frame in a notebook: both charts side by side
 STYLE = "body { padding: 12px; } .charts { margin: 0; }"  # on a page that has nothing else
 
 

@@ -58,7 +58,7 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 def said(environment: dict[str, str], folder: Path, *words: str) -> str:
     """Return what a command prints; its exit code must be 0."""
-    done = subprocess.run(words, env=environment, cwd=folder, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(words, env=environment, cwd=folder, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 

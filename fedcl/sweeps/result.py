@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from fedcl import rundir
-from fedcl.journal import read_events
 from fedcl.result import Result, read
 from fedcl.sweeps import tables
 from fedcl.sweeps.folder import read_plan, run_folder
@@ -33,15 +32,14 @@ class SweepResult:
     @property
     def failed(self) -> list[dict[str, Any]]:
         """The runs that have failed when they were last tried: run (in words), error, directory."""
-        last = {event["key"]: event for event in read_events(self.directory) if event["event"] == "run_end"}
-        found = [
-            (last[key], run_folder(self.directory, key)) for key in {str(p["key"]): 0 for p in self.plan} if key in last
-        ]
-        return [
-            {"run": event["title"], "error": event["error"], "directory": folder}
-            for event, folder in found
-            if event["status"] == "failed" and not rundir.finished(folder)
-        ]
+        from fedcl.sweeps.runs import FAILED, outcomes  # with the engine, which reading does not need
+
+        last, found = outcomes(self.directory), []
+        for key in dict.fromkeys(str(point["key"]) for point in self.plan):
+            folder, event = run_folder(self.directory, key), last.get(key)
+            if event and event["status"] == FAILED and not rundir.finished(folder):
+                found.append({"run": event["title"], "error": event["error"], "directory": folder})
+        return found
 
     @property
     def table(self) -> list[dict[str, Any]]:
