@@ -8,15 +8,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from fedcl.errors import ConfigError, FederationError
+from fedcl.interrupt import Stopped
 
 if TYPE_CHECKING:
-    from fedcl.api import Outcome, Run, load, resume, run
+    from fedcl.api import load, resume, run, sweep
     from fedcl.config import Scenario
+    from fedcl.result import Result
+    from fedcl.sweeps.result import SweepResult
 
 __version__ = "0.1.0"
-__all__ = ["ConfigError", "FederationError", "Outcome", "Run", "Scenario", "__version__", "load", "resume", "run"]
+__all__ = [
+    "ConfigError", "FederationError", "Result", "Scenario", "Stopped", "SweepResult", "__version__", "load", "resume",
+    "run", "sweep",
+]  # fmt: skip
 
-_HOME = {"Scenario": "fedcl.config", **dict.fromkeys(("Outcome", "Run", "load", "resume", "run"), "fedcl.api")}
+_HOME = {
+    "Result": "fedcl.result",
+    "Scenario": "fedcl.config",
+    "SweepResult": "fedcl.sweeps.result",
+    **dict.fromkeys(("load", "resume", "run", "sweep"), "fedcl.api"),
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,145 +1,140 @@
-"""Run a federation in simulation, go on with one, load one: what the command line and Python programs call."""
+"""Run a federation in simulation, go on with one, sweep, load: what the command line and Python programs call.
+
+A setting is changed by a keyword: its name is the setting's key, its value what a scenario file would hold there. So
+`run("split-digits", seed=1, client={"method": "er"})` is `run("split-digits", **{"seed": 1, "client.method": "er"})`.
+"""
 
 import importlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from fedcl import config, rundir, timing
-from fedcl.answers import Tensors
 from fedcl.config import Scenario
 from fedcl.engine import choice
 from fedcl.errors import ConfigError, FederationError
 from fedcl.interrupt import STOPPED, Stopped, listening
-from fedcl.journal import finished, read_events
+from fedcl.journal import finished
+from fedcl.overrides import given_texts, plain
 from fedcl.process import settle
-from fedcl.streams import Stream
+from fedcl.result import Result, read
+from fedcl.sweeps.folder import default_folder, is_sweep
+from fedcl.sweeps.result import SweepResult
 from fedcl.world import as_text, world
 
 Listener = Callable[[dict[str, Any]], None]
+Name = str | os.PathLike[str]  # of what fedcl ships, or the path of a file
 SERVER_APP = "server.app:app"
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended."""
-
-    directory: Path
-    code: int  # 0 finished, 1 failed, 75 stopped and resumable
-    results: dict[str, Any]
-    error: str = ""
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run directory, read."""
-
-    directory: Path
-
-    @cached_property
-    def config(self) -> Scenario:
-        """The resolved scenario."""
-        return config.load(str(self.directory / "config.yaml"))
-
-    @cached_property
-    def results(self) -> dict[str, Any]:
-        """The figures, from the journal as it is now."""
-        from fedcl.results import summarise
-
-        return summarise(config.as_dict(self.config), self.events)
-
-    @property
-    def events(self) -> list[dict[str, Any]]:
-        """What happened, in order."""
-        return list(read_events(self.directory))
-
-    def stream(self) -> Stream:
-        """Return the stream that the clients met."""
-        return world(as_text(self.config))[1]
-
-    def model(self) -> nn.Module:
-        """Return the trained global model, in evaluation mode.
-
-        Raises:
-            FederationError: the run has not written its model yet.
-        """
-        import safetensors.torch
-
-        import fedcl.models
-
-        path = self.directory / "model.safetensors"
-        if not path.is_file():
-            raise FederationError(
-                f"{str(path)!r} is missing: the run has not ended; fedcl run --resume {self.directory}"
-            )
-        data = self.stream().dataset
-        module = fedcl.models.make(self.config.model, tuple(data.x.shape[1:]), data.classes, self.config.seed)
-        module.load_state_dict(safetensors.torch.load_file(path))
-        return module.eval()
-
-    def classifier(self) -> Tensors:
-        """Return what predicts instead of the model's logits (see `fedcl.classifiers`); nothing: the logits do."""
-        import safetensors.torch
-
-        path = self.directory / "classifier.safetensors"
-        return safetensors.torch.load_file(path) if path.is_file() else {}
-
-
-def load(directory: Path | str) -> Run:
-    """Return the run of a run directory.
+def load(directory: Path | str) -> Result | SweepResult:
+    """Return the run of a run directory, or the sweep of a sweep's folder.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: it is neither.
     """
-    directory = Path(directory).absolute()
-    if not (directory / "config.yaml").is_file():
-        raise ConfigError(f"{str(directory)!r} is no run directory: it has no config.yaml")
-    return Run(directory)
+    return SweepResult(Path(directory).absolute()) if is_sweep(Path(directory)) else read(directory)
 
 
 def run(
-    scenario: Scenario, *, out: Path | None = None, command: str = "", listeners: Sequence[Listener] = (),
-    profile: bool = False,
-) -> Outcome:  # fmt: skip
+    scenario: Name | Mapping[str, Any] | Scenario, *, out: Path | str | None = None, command: str = "",
+    listeners: Sequence[Listener] = (), profile: bool = False, check: bool = True, **overrides: Any,
+) -> Result:  # fmt: skip
     """Run a scenario in simulation and write its run directory.
 
     Args:
-        out: exactly this run directory.
+        scenario: a shipped name, the path of a file, what such a file holds, or a `Scenario`.
+        out: exactly this run directory; default: runs/NAME/YYYYMMDD-HHMMSS-hash.
         command: what the run directory says that the run was started with.
         listeners: are called with every event of the journal.
         profile: write down where the time goes (`fedcl.timing`).
+        check: raise if the run fails or is stopped; False: the result's `code` and `error` say so.
+        overrides: settings to change, by key: `seed=1`, `client={"method": "er"}`, `**{"client.method": "er"}`;
+            `group="joint"` applies a group of them first.
 
     Raises:
-        ConfigError: the scenario contradicts its data, or `out` cannot be used.
+        ConfigError: a setting is impossible, the scenario contradicts its data, or `out` cannot be used.
+        FederationError: the run has failed; `resume` goes on with it.
+        Stopped: it was asked to end by SIGTERM or Ctrl-C; `resume` goes on with it.
     """
-    scenario, _ = choice.resolve(scenario)
-    if getattr(scenario.stream.dataset, "elsewhere", False):
+    chosen, _ = choice.resolve(_scenario(scenario, overrides))
+    if getattr(chosen.stream.dataset, "elsewhere", False):
         where = "the clients' data lies in folders on their own machines"
         raise ConfigError(
             f"stream.dataset.name = 'local': {where}; fedcl server and fedcl client run it, there or here"
         )
-    return _go(scenario, rundir.create(scenario, out), command, listeners, profile)
+    folder = rundir.create(chosen, None if out is None else Path(out))
+    return _ended(_go(chosen, folder, command, listeners, profile), check)
 
 
 def resume(
-    directory: Path | str, *, command: str = "", listeners: Sequence[Listener] = (), profile: bool = False
-) -> Outcome:
-    """Go on with a run from its last checkpoint; one that had finished stays as it is.
+    directory: Path | str, *, command: str = "", listeners: Sequence[Listener] = (), profile: bool = False,
+    check: bool = True,
+) -> Result:  # fmt: skip
+    """Go on with a run from its last checkpoint; one that had finished stays as it is. Arguments as those of `run`.
 
     Raises:
         ConfigError: the directory holds no run.
+        FederationError: it has failed again.
+        Stopped: it was asked to end.
     """
-    found = load(directory)
+    found = read(directory)
     if finished(found.directory):
-        return Outcome(found.directory, 0, found.results)
-    return _go(found.config, found.directory, command, listeners, profile)
+        return Result(found.directory, 0)
+    return _ended(_go(found.config, found.directory, command, listeners, profile), check)
 
 
-def _go(scenario: Scenario, folder: Path, command: str, listeners: Sequence[Listener], profile: bool) -> Outcome:
+def sweep(
+    sweep: Name | Mapping[str, Any], *, out: Path | str | None = None, retry_failed: bool = False,
+    address: str | None = None, command: str = "", **overrides: Any,
+) -> SweepResult:  # fmt: skip
+    """Run scenarios x settings x seeds; called again, it goes on where it was stopped, and what is finished stays.
+
+    Args:
+        sweep: a shipped name, the path of a sweep file, or what such a file holds.
+        out: its folder; default: runs/sweeps/NAME.
+        retry_failed: run again what has failed before.
+        address: of a Ray cluster; None: this machine.
+        command: what the folder says that the sweep was started with.
+        overrides: settings to change in every run, as those of `run`.
+
+    Returns:
+        The sweep; runs that have failed stand in its `failed`.
+
+    Raises:
+        ConfigError: the sweep or a combination is impossible, or another process works in the folder.
+        Stopped: it was asked to end.
+    """
+    from fedcl.sweeps import runs, spec, tables
+
+    texts = given_texts(overrides)
+    asked = spec.of_plain(plain(sweep), "unnamed", texts) if isinstance(sweep, Mapping) else spec.read(
+        os.fspath(sweep), texts
+    )  # fmt: skip
+    folder = Path(out) if out is not None else default_folder(asked.name)
+    runs.carry_out(asked, folder.absolute(), command=command, address=address, retry_failed=retry_failed)
+    tables.write(tables.collect(folder), folder)
+    return SweepResult(folder.absolute())
+
+
+def _scenario(scenario: Name | Mapping[str, Any] | Scenario, overrides: Mapping[str, Any]) -> Scenario:
+    """Return the scenario that is meant, with its overrides."""
+    if isinstance(scenario, Scenario):
+        return config.load(config.as_dict(scenario), overrides) if overrides else scenario
+    return config.load(plain(scenario), overrides)
+
+
+def _ended(result: Result, check: bool) -> Result:
+    """Return a result, or raise what its caller must not overlook."""
+    if not (check and result.code):
+        return result
+    error = Stopped("the run was asked to stop") if result.code == STOPPED else FederationError(result.error)
+    error.add_note(f"The run lies in {str(result.directory)!r}; fedcl.resume goes on with it.")
+    raise error
+
+
+def _go(scenario: Scenario, folder: Path, command: str, listeners: Sequence[Listener], profile: bool) -> Result:
     """Start the engine and hand it to the ServerApp."""
     from fedcl.engine import flower
 
@@ -166,7 +161,7 @@ def _go(scenario: Scenario, folder: Path, command: str, listeners: Sequence[List
         rundir.COMMAND.reset(tokens[1])
         if profile:
             timing.write(folder, timing.stop())
-    return Outcome(folder, code, load(folder).results, message)
+    return Result(folder, code, message)
 
 
 def _grid(scenario: Scenario, folder: Path, check: Callable[[], None]) -> Any:

@@ -6,10 +6,11 @@ from typing import Any
 
 from fedcl import registry
 from fedcl.citations import identifiers, paper, uncited
-from fedcl.config import as_dict, read, scenario_names
+from fedcl.config import as_dict, read
 from fedcl.errors import ConfigError, nearest
 from fedcl.evidence import Evidence, evidence
 from fedcl.needs import needs, scenario_needs
+from fedcl.shipped import scenario_names
 
 # What users ask for -> the registry's kind.
 KINDS = {

@@ -14,16 +14,16 @@ import click
 import typer
 from typer.core import TyperCommand
 
-from fedcl import __version__, cli_bench, cli_real, cli_report, cli_sweep, cli_watch
+from fedcl import __version__, cli_bench, cli_real, cli_report, cli_sweep, cli_watch, completion
 from fedcl.certs import SERVER_DAYS
 from fedcl.errors import ConfigError, FederationError
 from fedcl.interrupt import STOPPED
 
 if TYPE_CHECKING:
     from fedcl import config
-    from fedcl.api import Outcome
     from fedcl.catalogue import Entry, Option
     from fedcl.certfolder import File
+    from fedcl.result import Result
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 RUNS = Path("runs")
@@ -55,28 +55,20 @@ def _options(
     pass
 
 
-def _complete_scenario(incomplete: str) -> list[str]:
-    from fedcl.config import scenario_names
-
-    return [name for name in scenario_names() if name.startswith(incomplete)]
-
-
-def _complete_topic(incomplete: str) -> list[str]:
-    from fedcl.catalogue import TOPICS
-
-    return [topic for topic in TOPICS if topic.startswith(incomplete)]
-
-
-_SCENARIO = typer.Argument(help="A name (fedcl list scenarios) or a YAML file.", autocompletion=_complete_scenario)
+_SCENARIO = typer.Argument(help="A name (fedcl list scenarios) or a YAML file.", autocompletion=completion.scenarios)
 Scenario = Annotated[str, _SCENARIO]
 OptionalScenario = Annotated[str | None, _SCENARIO]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change: client.optimizer.lr=0.05")
-]
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Settings to change: client.optimizer.lr=0.05",
+        autocompletion=completion.overrides,
+    ),
+]  # fmt: skip
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="A run directory.")]
 
 
-def _finish(outcome: "Outcome", quiet: bool) -> int:
+def _finish(outcome: "Result", quiet: bool) -> int:
     """Print the table of figures and where the run lies; return the exit code."""
     from rich.console import Console
 
@@ -89,7 +81,7 @@ def _finish(outcome: "Outcome", quiet: bool) -> int:
     if outcome.code == STOPPED:
         _complain(f"stopped; fedcl run --resume {shlex.quote(str(outcome.directory))} goes on")
     typer.echo(str(outcome.directory))
-    return outcome.code
+    return int(outcome.code or OK)
 
 
 def _asked(
@@ -129,15 +121,15 @@ def _run(
     target = _asked(scenario, overrides or [], out, resume)
     if not (quiet or isinstance(target, Path)):
         _note(target)
-    from fedcl import api
+    from fedcl import api, result
     from fedcl.console import Progress
 
     with Progress(quiet=quiet) as progress:
         if isinstance(target, Path):
-            progress.catch_up(api.load(target).events)
-            outcome = api.resume(target, command=context.obj, listeners=[progress], profile=profile)
+            progress.catch_up(result.read(target).events)
+            outcome = api.resume(target, command=context.obj, listeners=[progress], profile=profile, check=False)
         else:
-            outcome = api.run(target, out=out, command=context.obj, listeners=[progress], profile=profile)
+            outcome = api.run(target, out=out, command=context.obj, listeners=[progress], profile=profile, check=False)
     if profile and not quiet:
         from fedcl import timing
 
@@ -201,7 +193,7 @@ def _list_all() -> dict[str, list[str]]:
 @app.command("list")
 def _list(
     topic: Annotated[
-        str | None, typer.Argument(help="What to list; default: all names.", autocompletion=_complete_topic)
+        str | None, typer.Argument(help="What to list; default: all names.", autocompletion=completion.topics)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> int:
@@ -251,11 +243,11 @@ def _predict(
     """Print file, row, class and probability for inputs in the data set's own units (digits: 0 to 16)."""
     import csv
 
-    from fedcl import api
+    from fedcl import result
     from fedcl.predict import fit, known_task, predict, read_inputs
 
     _check_run(directory)
-    run = api.load(directory)
+    run = result.read(directory)
     stream, model, classifier = run.stream(), run.model(), run.classifier()
     task = known_task(task, stream)
     inputs = {path: fit(read_inputs(path), stream.dataset.x.shape[1:], str(path)) for path in files}

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fedcl import completion
 from fedcl.errors import ConfigError
 
 WIDTH = 120  # of the table where nobody reads along
@@ -24,7 +25,11 @@ def _numbers(text: str) -> list[int]:
 def bench(
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, for everybody: engine.kind=ray"),
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="Settings to change, for everybody: engine.kind=ray",
+            autocompletion=completion.overrides,
+        ),
     ] = None,
     workload: Annotated[
         str | None,
@@ -41,7 +46,12 @@ def bench(
     rounds: Annotated[int | None, typer.Option(help="Rounds of a run, the 2 warm ones included.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the figures as JSON.")] = None,
     tune: Annotated[
-        str | None, typer.Option(metavar="SCENARIO", help="Find its fastest engine settings on this machine instead.")
+        str | None,
+        typer.Option(
+            metavar="SCENARIO",
+            help="Find its fastest engine settings on this machine instead.",
+            autocompletion=completion.scenarios,
+        ),
     ] = None,
 ) -> int:
     """Measure client updates per second beside Flower's simulation, pfl, plain loops and the compute limit.

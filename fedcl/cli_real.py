@@ -8,6 +8,7 @@ import click
 import typer
 from typer.core import TyperGroup
 
+from fedcl import completion
 from fedcl.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
@@ -91,14 +92,14 @@ def _there(option: str, path: Path | None, *names: str) -> Path | None:
 
 def _run_directory(state: Path, scenario: "config.Scenario | None", resume: bool) -> Path:
     """Return the run directory of a server: the one that is there, or a new one."""
-    from fedcl import api, config, rundir, track
+    from fedcl import config, result, rundir, track
     from fedcl.engine import choice
 
     folder = state / "run"
     if (folder / "config.yaml").exists():
         if not resume:
             raise ConfigError(f"--state {str(state)!r} holds a federation already: --resume goes on with it")
-        kept = api.load(folder).config
+        kept = result.read(folder).config
         if scenario and config.config_hash(choice.resolve(scenario)[0]) != config.config_hash(kept):
             raise ConfigError(
                 f"--resume: {str(folder / 'config.yaml')!r} is another scenario; leave out SCENARIO and settings"
@@ -113,9 +114,17 @@ def _run_directory(state: Path, scenario: "config.Scenario | None", resume: bool
 @server.command("run", hidden=True)
 def _serve(
     state: State,
-    scenario: Annotated[str | None, typer.Argument(help="A name (fedcl list scenarios) or a YAML file.")] = None,
+    scenario: Annotated[
+        str | None,
+        typer.Argument(help="A name (fedcl list scenarios) or a YAML file.", autocompletion=completion.scenarios),
+    ] = None,
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change: server.deadline=600")
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="Settings to change: server.deadline=600",
+            autocompletion=completion.overrides,
+        ),
     ] = None,
     port: Annotated[int, typer.Option(help="Where it listens.", min=1, max=65535)] = PORT,
     host: Annotated[str, typer.Option(help="Address at which it listens; 0.0.0.0: at all of them.")] = "127.0.0.1",
@@ -146,7 +155,7 @@ def _supervise(state: Path, folder: Path, quiet: bool, **listening_at: Any) -> i
     """Serve until the federation is done and print its figures."""
     from rich.console import Console
 
-    from fedcl import api
+    from fedcl import result
     from fedcl.console import Progress, table
     from fedcl.interrupt import STOPPED, Stopped, listening
     from fedcl.real.nodes import link_of
@@ -154,7 +163,7 @@ def _supervise(state: Path, folder: Path, quiet: bool, **listening_at: Any) -> i
 
     code = OK
     with listening() as stop, Progress(quiet=quiet) as progress:
-        progress.catch_up(api.load(folder).events)
+        progress.catch_up(result.read(folder).events)
         say = (lambda text: None) if quiet else _say
         link = link_of(state, **listening_at)
         try:
@@ -162,7 +171,7 @@ def _supervise(state: Path, folder: Path, quiet: bool, **listening_at: Any) -> i
         except Stopped:
             code = STOPPED
     if not quiet:
-        Console(highlight=False).print(table(api.load(folder).results))
+        Console(highlight=False).print(table(result.read(folder).results))
     if code == STOPPED:
         typer.echo(f"fedcl: stopped; fedcl server --state {state} --resume goes on", err=True)
     typer.echo(str(folder))

@@ -5,24 +5,30 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedcl import completion
 from fedcl.addresses import problem
 from fedcl.errors import ConfigError
 from fedcl.interrupt import STOPPED, Stopped
 
 if TYPE_CHECKING:
-    from fedcl.sweep.runs import Run
-    from fedcl.sweep.state import State
+    from fedcl.sweeps.runs import Run
+    from fedcl.sweeps.state import State
 
 OK, FAILED = 0, 1
-FOLDER = Path("runs") / "sweeps"
 WIDE, WIDTH = ("iqm", "its interval", "test"), 140  # columns that only a wide terminal shows; the files have them
 
 
 def sweep(
     context: typer.Context,
-    sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="A shipped sweep or a sweep file.")],
+    sweep: Annotated[
+        str,
+        typer.Argument(metavar="SWEEP", help="A shipped sweep or a sweep file.", autocompletion=completion.sweeps),
+    ],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change in every run.")
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="Settings to change in every run.", autocompletion=completion.overrides
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Its folder; default: runs/sweeps/NAME.")] = None,
     dry_run: Annotated[
@@ -41,20 +47,21 @@ def sweep(
 
     Exit 0: all runs are finished; 1: some have failed; 75: stopped, the same command goes on.
     """
-    from fedcl.sweep.spec import read
+    from fedcl.sweeps.folder import default_folder
+    from fedcl.sweeps.spec import read
 
     asked = read(sweep, overrides or ())
     if wrong := problem(address):
         raise ConfigError(f"--address {address!r}: {wrong}")
     if nodes > 1 and not address:
         raise ConfigError(f"--nodes {nodes}: without --address there is no cluster, and one machine")
-    folder = (out or FOLDER / asked.name).absolute()
-    from fedcl.sweep import runs
+    folder = (out or default_folder(asked.name)).absolute()
+    from fedcl.sweeps import runs
 
     if dry_run:
         return _listed(runs.planned(asked), folder)
-    from fedcl.sweep.live import Watcher
-    from fedcl.sweep.state import FAILED as FAILED_RUN
+    from fedcl.sweeps.live import Watcher
+    from fedcl.sweeps.state import FAILED as FAILED_RUN
 
     try:
         with Watcher(folder, quiet=quiet) as watcher:
@@ -76,7 +83,7 @@ def sweep(
 
 def _listed(planned: "dict[str, Run]", folder: Path) -> int:
     """Print the runs and how far they are."""
-    from fedcl.sweep import runs
+    from fedcl.sweeps import runs
 
     last = runs.outcomes(folder)
     for run in planned.values():
@@ -92,7 +99,7 @@ def _told(state: "State", folder: Path, metric: str, quiet: bool) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from fedcl.sweep import tables
+    from fedcl.sweeps import tables
 
     found = tables.collect(folder, metric)
     tables.write(found, folder)

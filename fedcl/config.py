@@ -22,9 +22,11 @@ from fedcl import addresses, registry
 from fedcl.contradictions import problems
 from fedcl.errors import ConfigError, nearest, shown
 from fedcl.leaves import leaf
+from fedcl.overrides import Plain as Plain
+from fedcl.overrides import given, typed
 from fedcl.settings import OutOfRange, Settings, part, setting
+from fedcl.shipped import scenario_names
 
-Plain = dict[str, Any]
 # Keys that say where and how fast a run happens, and who is told, never what comes out: left out of the hash.
 PLACE = ("data.root", "engine.kind", "engine.workers", "engine.gpus_per_worker", "engine.address", "track")
 
@@ -297,14 +299,6 @@ def overlay(cls: type | None, base: Plain, over: Plain) -> Plain:
     return result
 
 
-def scenario_names() -> dict[str, Any]:
-    """Return the scenarios that fedcl ships: name -> path-like with `read_text`."""
-    folder = resources.files("scenarios")
-    shipped = {entry.name[: -len(".yaml")]: entry for entry in folder.iterdir() if entry.name.endswith(".yaml")}
-    shipped.pop("groups", None)
-    return dict(sorted(shipped.items()))
-
-
 def parse(text: str, source: str) -> Plain:
     """Read YAML text as plain values; a ConfigError that names `source` if it is no block of named settings."""
     try:
@@ -332,21 +326,6 @@ def read(scenario: str) -> Plain:
         raise ConfigError(f"cannot read scenario {scenario!r}: {error}") from error
 
 
-def _override(text: str) -> Plain:
-    """Turn `a.b=c` into {a: {b: c}}, c read as YAML."""
-    name, equals, value = text.partition("=")
-    if not equals or not all(name.split(".")):
-        raise ConfigError(f"override {text!r}: must read dotted.key=value")
-    try:
-        result: Any = OmegaConf.to_container(OmegaConf.create({"v": OmegaConf.create(f"v: {value or 'null'}").v}))
-        result = result["v"]
-    except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError) as error:
-        raise ConfigError(f"override {text!r}: the value is not YAML ({' '.join(str(error).split())[:120]})") from error
-    for key in reversed(name.split(".")):
-        result = {key: result}
-    return dict(result)
-
-
 @cache
 def _oracles() -> Plain:
     """Return the groups of overrides of every scenario. Nothing of them is ever changed."""
@@ -366,18 +345,22 @@ def _with_groups(plain: Plain, chosen: Any) -> Plain:
     return plain
 
 
-def load(scenario: str | Plain, overrides: Iterable[str] = ()) -> Scenario:
+def load(scenario: str | Plain, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Scenario:
     """Read a scenario, lay its groups and the overrides on it, check it.
 
     Args:
         scenario: a shipped name, a path, or plain values (as `as_dict` returns them).
-        overrides: `dotted.key=value` texts; `group=NAME` or `group=[A, B]` applies groups of overrides first.
+        overrides: `dotted.key=value` texts, or values by dotted key; `group` (a name, or a list of them) applies groups
+            of overrides first.
 
     Raises:
         ConfigError: one sentence that names key, value and nearest valid choice.
     """
     plain = read(scenario) if isinstance(scenario, str) else dict(scenario)
-    changes = [_override(text) for text in overrides]
+    if isinstance(overrides, Mapping):
+        changes = [given(key, value) for key, value in overrides.items()]
+    else:
+        changes = [typed(text) for text in overrides]
     groups = [change.pop("group") for change in changes if "group" in change]
     plain = _with_groups(plain, groups[-1] if groups else [])
     for change in changes:  # one after another on the whole: laid on each other first, they would bring defaults along

@@ -257,7 +257,8 @@ def _files() -> dict[str, tuple[str, ...]]:
 @cache
 def _scenarios_of(dataset: str) -> tuple[str, ...]:
     """Return the shipped scenarios that need a data set."""
-    from fedcl.config import read, scenario_names
+    from fedcl.config import read
+    from fedcl.shipped import scenario_names
 
     def name(scenario: str) -> str:
         plain = read(scenario).get("stream", {}).get("dataset", "")
@@ -291,8 +292,9 @@ def _data() -> Iterator[Finding]:
 
 
 def _scenarios() -> Iterator[Finding]:
-    from fedcl.config import load, scenario_names
+    from fedcl.config import load
     from fedcl.errors import ConfigError
+    from fedcl.shipped import scenario_names
 
     for name in scenario_names():
         try:

@@ -17,6 +17,7 @@ from fedcl import api, config, registry
 from fedcl.config import Scenario
 from fedcl.errors import ConfigError, FederationError, nearest
 from fedcl.packs import read_pack
+from fedcl.result import Result
 
 HASHES = ("weights_sha256", "state_sha256", "clients_sha256")
 # What tells a kind of part from the others: the method that the frame calls on it.
@@ -97,20 +98,15 @@ def changed(scenario: Scenario, **engine: Any) -> Scenario:
     return config.load(config.overlay(Scenario, config.as_dict(scenario), {"engine": engine}))
 
 
-def hashes(outcome: api.Outcome) -> list[str]:
-    """Return the three hashes of a finished run.
-
-    Raises:
-        AssertionError: it has not finished.
-    """
-    assert outcome.code == 0, outcome.error
+def hashes(outcome: Result) -> list[str]:
+    """Return the three hashes of a finished run."""
     return [outcome.results[name] for name in HASHES]
 
 
 def stacked_equals_one_by_one(scenario: Scenario, folder: Path) -> None:
     """Training clients stacked gives the weights of training them one by one, within 1e-9 in float64."""
     found = [api.run(changed(scenario, stack=stack), out=folder / f"stack-{stack}") for stack in (1, 3)]
-    alone, stacked = (dict(api.load(each.directory).model().named_parameters()) for each in found)
+    alone, stacked = (dict(each.model().named_parameters()) for each in found)
     gap = max(float((alone[name] - stacked[name]).detach().abs().max()) for name in alone)
     assert gap <= 1e-9, f"the largest difference is {gap:.2e}"
 
@@ -142,7 +138,7 @@ def memory_stays_within_budget(scenario: Scenario, folder: Path) -> None:
     if not scenario.client.method.draws:
         raise DoesNotApply("the client method replays nothing")
     outcome, size = api.run(scenario, out=folder / "memory"), scenario.client.memory.size
-    evicted = sum(event["evicted"] for event in api.load(outcome.directory).events if event["event"] == "round")
+    evicted = sum(event["evicted"] for event in outcome.events if event["event"] == "round")
     packs = [read_pack(path)[1] for path in sorted((outcome.directory / "state").glob("*.pack"))]
     assert packs, "no client has kept anything"
     for records in packs:

@@ -17,7 +17,7 @@ from typing import Any
 
 from fedcl import api
 from fedcl.journal import read_events
-from fedcl.sweep import runs, spec
+from fedcl.sweeps import runs, spec
 from fedcl.testing import changed
 
 ROOT = Path(__file__).parent.parent

@@ -14,8 +14,8 @@ import pytest
 
 from fedcl import api
 from fedcl.report import write_report
-from fedcl.sweep import runs, spec
-from fedcl.sweep.folder import write_plan
+from fedcl.sweeps import runs, spec
+from fedcl.sweeps.folder import write_plan
 from tests.reports import events, record
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

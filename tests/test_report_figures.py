@@ -18,7 +18,7 @@ from fedcl.report import bars, cells, figures, gap, groups, history, overview, p
 from fedcl.report.figures import Room
 from fedcl.report.runs import read_run
 from fedcl.statistics import spread
-from fedcl.sweep.folder import write_plan
+from fedcl.sweeps.folder import write_plan
 from tests.reports import evaluation, events, long_run, record, resolved
 
 

@@ -18,8 +18,8 @@ from fedcl.cli import main
 from fedcl.errors import ConfigError
 from fedcl.journal import read_events, write_json
 from fedcl.statistics import spread
-from fedcl.sweep import runs, spec, tables
-from fedcl.sweep.spec import Sweep
+from fedcl.sweeps import runs, spec, tables
+from fedcl.sweeps.spec import Sweep
 from fedcl.testing import changed
 
 TINY = {
@@ -101,6 +101,8 @@ def test_ranges_have_their_ends(wanted: list[float], found: list[float]) -> None
         ({"gird": {}}, r"unknown key 'gird' \(= \{\}\) of a sweep; did you mean 'grid'\?"),
         ({"scenarios": ["split-digits"]}, "scenario and scenarios: a sweep has one of them"),
         ({"scenario": None}, "scenarios = None: must be a name or a list of names"),
+        ({"set": {"seed": 3}}, r"seed=3: a sweep has its seeds from its own key: seeds: 3, or seeds: \[0, 1, 2\]"),
+        ({"grid": {"seed": [1, 2]}}, "seed=1: a sweep has its seeds from its own key"),
         ({"seeds": 0}, r"seeds = \[\]: must be how many|seeds = 0: must be how many"),
         ({"seeds": [1, 1]}, r"seeds = \[1, 1\]: one is there twice"),
         ({"grid": {"client.epochs": 3}}, r"grid\.client\.epochs = 3: must be a list of values"),

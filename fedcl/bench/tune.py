@@ -118,7 +118,7 @@ def main(folder: str, name: str, *overrides: str) -> None:
     from fedcl import api
 
     listener = Listener(Watch(None))
-    outcome = api.run(config.load(name, overrides), out=Path(folder) / "run", listeners=[listener])
+    outcome = api.run(config.load(name, overrides), out=Path(folder) / "run", listeners=[listener], check=False)
     if outcome.code:
         sys.exit(outcome.error or f"fedcl run ended with {outcome.code}")
     marks = listener.watch.marks

@@ -7,7 +7,7 @@ from typing import Any
 from fedcl.report import text
 from fedcl.report.groups import Group, differences
 from fedcl.report.runs import MEANING, Run
-from fedcl.sweep import tables
+from fedcl.sweeps import tables
 
 # Figures that depend on how often one evaluates: unlike `evaluation_every` are not compared.
 FREQUENT = ("A-AUC", "min-ACC", "WC-ACC", "WF-10", "WP-10")

@@ -13,8 +13,8 @@ from fedcl.report.figures import Figure, Room
 from fedcl.report.groups import Group, grouped
 from fedcl.report.runs import Run, read_run
 from fedcl.report.svg import written
-from fedcl.sweep import tables
-from fedcl.sweep.folder import PLAN, read_plan, run_folders
+from fedcl.sweeps import tables
+from fedcl.sweeps.folder import PLAN, read_plan, run_folders
 
 FOLDER = Path(__file__).parent
 OPEN = 3  # runs up to which all of them are unfolded

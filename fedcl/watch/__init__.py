@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fedcl.errors import ConfigError
 from fedcl.journal import EVENTS
-from fedcl.sweep.folder import PLAN
+from fedcl.sweeps.folder import PLAN
 from fedcl.watch.pulse import Pulse
 from fedcl.watch.run import RunWatch
 from fedcl.watch.sweep import SweepWatch

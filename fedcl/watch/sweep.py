@@ -11,10 +11,10 @@ from rich.markup import escape
 
 from fedcl.journal import EVENTS, finished
 from fedcl.real.tail import Tail
-from fedcl.sweep.folder import PLAN, read_plan, run_folder
-from fedcl.sweep.live import Watcher
-from fedcl.sweep.spec import Point
-from fedcl.sweep.state import DONE, FAILED, HELD, RUNNING, WAITING, State
+from fedcl.sweeps.folder import PLAN, read_plan, run_folder
+from fedcl.sweeps.live import Watcher
+from fedcl.sweeps.spec import Point
+from fedcl.sweeps.state import DONE, FAILED, HELD, RUNNING, WAITING, State
 from fedcl.watch.pulse import Pulse
 
 Event = Mapping[str, Any]

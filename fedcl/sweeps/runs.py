@@ -18,9 +18,9 @@ from fedcl.errors import ConfigError
 from fedcl.interrupt import STOPPED, Stopped, listening
 from fedcl.journal import Journal, finished, read_events
 from fedcl.lock import Lock, holder
-from fedcl.sweep.folder import run_folder, write_plan
-from fedcl.sweep.spec import Point, Sweep, checked
-from fedcl.sweep.state import DONE, FAILED, HELD, RUNNING, WAITING, State
+from fedcl.sweeps.folder import run_folder, write_plan
+from fedcl.sweeps.spec import Point, Sweep, checked
+from fedcl.sweeps.state import DONE, FAILED, HELD, RUNNING, WAITING, State
 from fedcl.world import as_text, scenario_of
 
 KEY = 12  # letters of a configuration's hash that name a run's folder
@@ -199,9 +199,9 @@ def one(folder: str, text: str, command: str) -> tuple[int, str]:
         time.sleep(LOOK)
     try:
         again = (path / "config.yaml").is_file()
-        outcome = api.resume(path, command=command) if again else api.run(
-            scenario_of(text), out=path, command=command
+        outcome = api.resume(path, command=command, check=False) if again else api.run(
+            scenario_of(text), out=path, command=command, check=False
         )  # fmt: skip
     except ConfigError as error:
         return 2, str(error)
-    return outcome.code, outcome.error
+    return int(outcome.code or 0), outcome.error

@@ -10,6 +10,16 @@ from fedcl.journal import EVENTS, write_json
 PLAN = "sweep.json"
 
 
+def default_folder(name: str) -> Path:
+    """Return runs/sweeps/NAME, under the current folder."""
+    return Path("runs") / "sweeps" / name
+
+
+def is_sweep(directory: Path) -> bool:
+    """Return whether a folder holds a sweep."""
+    return (directory / PLAN).is_file()
+
+
 def run_folder(out: Path, key: str) -> Path:
     """Return the run directory of a configuration."""
     return out / "runs" / key
@@ -39,7 +49,7 @@ def run_folders(directory: Path) -> list[Path]:
     Raises:
         ConfigError: no run of the sweep has begun.
     """
-    if not (directory / PLAN).is_file():
+    if not is_sweep(directory):
         return [directory]
     keys = dict.fromkeys(str(point["key"]) for point in read_plan(directory)["points"])
     found = [folder for key in keys if ((folder := run_folder(directory, key)) / EVENTS).is_file()]

@@ -15,16 +15,15 @@ limits: {runs: 500}
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fedcl import config
-from fedcl.config import Plain, Scenario
+from fedcl.config import Scenario
 from fedcl.errors import ConfigError, nearest, shown
+from fedcl.overrides import Plain, as_text, as_texts
 from fedcl.settings import Settings, setting
+from fedcl.shipped import scenario_names, sweep_names
 
 AXIS = "scenario"  # the label that says which scenario a run is of
 SEEDS = 3
@@ -69,12 +68,6 @@ class Sweep:
     limits: Limits = field(default_factory=Limits)
 
 
-def sweep_names() -> dict[str, Any]:
-    """Return the sweeps that fedcl ships: name -> path-like with `read_text`."""
-    folder = resources.files("scenarios").joinpath("sweeps")
-    return {each.name[:-5]: each for each in sorted(folder.iterdir(), key=str) if each.name.endswith(".yaml")}
-
-
 def read(sweep: str, overrides: Iterable[str] = ()) -> Sweep:
     """Read a shipped sweep by name, or a sweep file by path.
 
@@ -109,7 +102,10 @@ def of_plain(plain: Plain, name: str, overrides: Iterable[str] = ()) -> Sweep:
         raise ConfigError("scenario and scenarios: a sweep has one of them")
     scenarios = _texts(plain.get("scenarios", plain.get("scenario")), "scenarios")
     axes = [_axis(key, value) for key, value in _block(plain.get("grid"), "grid").items()]
-    settings = [*_settings(_block(plain.get("set"), "set")), *overrides]
+    settings = [*as_texts(_block(plain.get("set"), "set")), *overrides]
+    for text in [*settings, *(text for _, choices in axes for _, texts in choices for text in texts)]:
+        if text.startswith("seed="):
+            raise ConfigError(f"{text}: a sweep has its seeds from its own key: seeds: 3, or seeds: [0, 1, 2]")
     limits: Limits = config.build(Limits, plain.get("limits") or {}, "limits")
     points = tuple(_points(scenarios, axes, settings, _seeds(plain.get("seeds", SEEDS))))
     if len(points) > limits.runs:
@@ -144,9 +140,7 @@ def _block(value: Any, key: str) -> Plain:
 def _texts(value: Any, key: str) -> list[str]:
     given = [value] if isinstance(value, str) else value
     if not isinstance(given, list) or not given or not all(isinstance(each, str) for each in given):
-        raise ConfigError(
-            f"{key} = {shown(value)}: must be a name or a list of names{nearest('', config.scenario_names())}"
-        )
+        raise ConfigError(f"{key} = {shown(value)}: must be a name or a list of names{nearest('', scenario_names())}")
     return given
 
 
@@ -159,23 +153,14 @@ def _seeds(value: Any) -> list[int]:
     return given
 
 
-def _settings(block: Plain) -> list[str]:
-    """Return a block of dotted keys as override texts."""
-    return [f"{key}={_yaml(value)}" for key, value in block.items()]
-
-
-def _yaml(value: Any) -> str:
-    return yaml.safe_dump(value, default_flow_style=True, width=10**9, sort_keys=False).removesuffix("\n...\n").strip()
-
-
 def _axis(key: str, value: Any) -> Axis:
     """Return an axis of the grid: the values of a setting, or groups of settings by name."""
     if isinstance(value, Mapping) and set(value) == {"range"}:
         value = _range(value["range"], f"grid.{key}.range")
     if isinstance(value, list) and value:
-        return key, [(each if isinstance(each, str) else _yaml(each), (f"{key}={_yaml(each)}",)) for each in value]
+        return key, [(each if isinstance(each, str) else as_text(each), (f"{key}={as_text(each)}",)) for each in value]
     if isinstance(value, Mapping) and value:
-        groups = {str(name): _settings(_block(block, f"grid.{key}.{name}")) for name, block in value.items()}
+        groups = {str(name): as_texts(_block(block, f"grid.{key}.{name}")) for name, block in value.items()}
         return key, [(name, tuple(texts)) for name, texts in groups.items()]
     raise ConfigError(
         f"grid.{key} = {shown(value)}: must be a list of values, {{range: [first, last, step]}}, or groups of settings "

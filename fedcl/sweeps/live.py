@@ -8,7 +8,7 @@ from rich.text import Text
 
 from fedcl.console import OnTerminal, duration
 from fedcl.journal import EVENTS
-from fedcl.sweep.state import DONE, FAILED, HELD, RUNNING, WAITING, State
+from fedcl.sweeps.state import DONE, FAILED, HELD, RUNNING, WAITING, State
 
 TAIL = 8192  # bytes of a journal's end in which its last round is looked for
 SHOWN = 16  # running runs that are named

@@ -11,8 +11,8 @@ from typing import Any
 from fedcl.errors import ConfigError, nearest
 from fedcl.journal import replace_file, write_json
 from fedcl.statistics import Paired, Spread, adjusted, paired, ranks, spread
-from fedcl.sweep.folder import read_plan, run_folder
-from fedcl.sweep.spec import AXIS
+from fedcl.sweeps.folder import read_plan, run_folder
+from fedcl.sweeps.spec import AXIS
 
 METRIC = "acc"
 LOWER = ("forgetting", "intransigence", "first_minus_last")  # less is better

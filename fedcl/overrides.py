@@ -1,0 +1,105 @@
+"""Settings that are changed: `dotted.key=value` as it is typed, or keys and plain values of a Python program.
+
+Both come to the same: a block of settings that `fedcl.config.overlay` lays on a scenario.
+"""
+
+from collections.abc import Mapping
+from numbers import Integral, Real
+from os import PathLike, fspath
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fedcl.errors import ConfigError, shown
+
+Plain = dict[str, Any]
+
+
+def typed(text: str) -> Plain:
+    """Turn `a.b=c` into {a: {b: c}}, c read as YAML.
+
+    Raises:
+        ConfigError: it does not read so.
+    """
+    name, equals, value = text.partition("=")
+    if not equals or not all(name.split(".")):
+        raise ConfigError(f"override {text!r}: must read dotted.key=value")
+    try:
+        result: Any = OmegaConf.to_container(OmegaConf.create({"v": OmegaConf.create(f"v: {value or 'null'}").v}))
+        result = result["v"]
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError) as error:
+        raise ConfigError(f"override {text!r}: the value is not YAML ({' '.join(str(error).split())[:120]})") from error
+    return _nested(name, result)
+
+
+def given(key: str, value: Any) -> Plain:
+    """Turn a key, dotted or not, and its value into {a: {b: value}}.
+
+    Raises:
+        ConfigError: the key is none.
+    """
+    _check(key, value)
+    return _nested(key, plain(value))
+
+
+def given_texts(overrides: Mapping[str, Any]) -> list[str]:
+    """Return values by dotted key as `dotted.key=value` texts.
+
+    Raises:
+        ConfigError: a key is none.
+    """
+    for key, value in overrides.items():
+        _check(key, value)
+    return as_texts(plain(overrides))
+
+
+def _check(key: str, value: Any) -> None:
+    if not isinstance(key, str) or not all(key.split(".")):
+        raise ConfigError(f"{key!r} = {shown(value)}: must be a setting's key, such as 'seed' or 'client.method'")
+    if "__" in key:
+        block, _, name = key.replace("__", ".").partition(".")
+        raise ConfigError(
+            f"{key} = {shown(value)}: the parts of a key are joined by dots: **{{{f'{block}.{name}'!r}: ...}}, "
+            f"or a block of settings, {block}={{{name!r}: ...}}"
+        )
+
+
+def _nested(key: str, value: Any) -> Plain:
+    for name in reversed(key.split(".")):
+        value = {name: value}
+    return dict(value)
+
+
+def plain(value: Any) -> Any:
+    """Return a value as a scenario file holds it: NumPy's numbers as Python's, tuples as lists, paths as text."""
+    if isinstance(value, Mapping):
+        return {key: plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple | range):
+        return [plain(each) for each in value]
+    if isinstance(value, PathLike):
+        return fspath(value)
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
+
+
+def as_text(value: Any) -> str:
+    """Return a plain value as YAML in a line, as it stands behind `dotted.key=`."""
+    return yaml.safe_dump(value, default_flow_style=True, width=10**9, sort_keys=False).removesuffix("\n...\n").strip()
+
+
+def as_texts(block: Mapping[str, Any]) -> list[str]:
+    """Return a block of dotted keys as `dotted.key=value` texts.
+
+    Raises:
+        ConfigError: a value is neither a number, a text, a list nor a block.
+    """
+    try:
+        return [f"{key}={as_text(value)}" for key, value in block.items()]
+    except yaml.representer.RepresenterError as error:
+        raise ConfigError(
+            f"{shown(error.args[-1])}: a sweep takes numbers, texts, lists and blocks; name a part as "
+            "'package.module:Name'"
+        ) from error

@@ -1,0 +1,137 @@
+"""What a run has come to, read from its run directory."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from fedcl import config
+from fedcl.answers import Tensors
+from fedcl.config import Scenario
+from fedcl.errors import ConfigError, FederationError
+from fedcl.journal import read_events
+from fedcl.log import Log, collect, table
+from fedcl.metrics import Matrix
+from fedcl.results import client_figures, summarise
+from fedcl.streams import Stream
+from fedcl.world import as_text, world
+
+if TYPE_CHECKING:
+    from fedcl.figure import Figure
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run directory, read when something of it is asked for."""
+
+    directory: Path
+    code: int | None = None  # of the call that has run it: 0 finished, 1 failed, 75 stopped; None: it was loaded
+    error: str = ""  # why it failed
+
+    @cached_property
+    def config(self) -> Scenario:
+        """The resolved scenario."""
+        return config.load(str(self.directory / "config.yaml"))
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """What happened, in order, as the journal is now."""
+        return list(read_events(self.directory))
+
+    @cached_property
+    def results(self) -> dict[str, Any]:
+        """Everything that results.json holds, from the journal as it was when this was first asked for."""
+        return summarise(config.as_dict(self.config), self.events)
+
+    @property
+    def status(self) -> str:
+        """How far the run is: finished, stopped, failed, or running (also when it was killed)."""
+        return str(self.results["status"])
+
+    @property
+    def metrics(self) -> dict[str, float | None]:
+        """The figures of the global model by name; None where one is unknown, and `results["absent"]` says why."""
+        found: dict[str, float | None] = self.results["metrics"]
+        return found
+
+    @property
+    def matrix(self) -> Matrix:
+        """The accuracy matrix (ends of tasks, `tasks`): of the global model, fractions, NaN where unknown.
+
+        Raises:
+            FederationError: the run has none.
+        """
+        rows = self.results["accuracy_matrix"]
+        if rows is None:
+            raise FederationError(f"there is no accuracy matrix: {self.results['absent']['accuracy_matrix']}")
+        return table(rows)
+
+    @property
+    def tasks(self) -> list[int]:
+        """The tasks in the order in which they first ended: the columns of `matrix`."""
+        found: list[int] = self.results["task_order"]
+        return found
+
+    @cached_property
+    def clients(self) -> dict[str, dict[int, float]]:
+        """Each client's own accuracy ("acc") and "forgetting", by its number; who has none of it is left out."""
+        return client_figures(self._log)
+
+    @property
+    def _log(self) -> Log:
+        return collect(self.events)
+
+    def plot(self) -> "Figure":
+        """Return the accuracy matrix and the accuracy over rounds, drawn: a notebook shows it, `save` writes it.
+
+        Raises:
+            FederationError: there is nothing to draw yet.
+        """
+        from fedcl.figure import figure
+
+        return figure(self.directory)
+
+    def stream(self) -> Stream:
+        """Return the stream that the clients met."""
+        return world(as_text(self.config))[1]
+
+    def model(self) -> nn.Module:
+        """Return the trained global model, in evaluation mode.
+
+        Raises:
+            FederationError: the run has not written its model yet.
+        """
+        import safetensors.torch
+
+        import fedcl.models
+
+        path = self.directory / "model.safetensors"
+        if not path.is_file():
+            raise FederationError(
+                f"{str(path)!r} is missing: the run has not ended; fedcl run --resume {self.directory}"
+            )
+        data = self.stream().dataset
+        module = fedcl.models.make(self.config.model, tuple(data.x.shape[1:]), data.classes, self.config.seed)
+        module.load_state_dict(safetensors.torch.load_file(path))
+        return module.eval()
+
+    def classifier(self) -> Tensors:
+        """Return what predicts instead of the model's logits (see `fedcl.classifiers`); nothing: the logits do."""
+        import safetensors.torch
+
+        path = self.directory / "classifier.safetensors"
+        return safetensors.torch.load_file(path) if path.is_file() else {}
+
+
+def read(directory: Path | str) -> Result:
+    """Return the run of a run directory.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    directory = Path(directory).absolute()
+    if not (directory / "config.yaml").is_file():
+        raise ConfigError(f"{str(directory)!r} is no run directory: it has no config.yaml")
+    return Result(directory)
