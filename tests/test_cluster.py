@@ -339,7 +339,7 @@ def test_a_run_without_an_address_starts_its_own_cluster(pair: Cluster, tmp_path
 @pytest.mark.slow
 def test_a_node_that_dies_leaves_its_runs_to_the_others(tmp_path: Path) -> None:
     """Both nodes are at work when one is killed: its run goes on elsewhere from its checkpoint; the sweep ends."""
-    path, out = written(tmp_path, rounds=200), tmp_path / "out"
+    path, out = written(tmp_path, rounds=100), tmp_path / "out"
     with cluster() as made:
         child = swept(made, path, out)
         wait_for_checkpoints(child, out, "runs/*/", 2)
