@@ -14,6 +14,7 @@ import yaml
 
 from fedcl import addresses, api, config
 from fedcl.cli import main
+from fedcl.console import Progress
 from fedcl.engine import survey
 from fedcl.engine.cluster import Node, room
 from fedcl.engine.survey import Sight, trouble
@@ -132,6 +133,11 @@ def test_a_node_looks_at_the_token_and_leaves_its_own(tmp_path: Path, monkeypatc
     assert "No such file" in survey.look(str(tmp_path / "gone"), "n", "token").refused
 
 
+def test_workers_that_wait_for_cores_of_others_are_told_of(capsys: pytest.CaptureFixture[str]) -> None:
+    Progress()({"event": "queued", "here": 1, "needed": 2})
+    assert "waiting for free cores or GPUs: 1 of 2 workers have started" in capsys.readouterr().out
+
+
 def test_the_launchers_file_is_as_ray_wants_it() -> None:
     """Filled up and checked by Ray itself, as `ray up` does."""
     from ray.autoscaler._private.util import prepare_config, validate_config
@@ -244,6 +250,14 @@ def test_a_node_that_does_not_see_the_folder_is_named(pair: Cluster, private: Pa
 
 
 @pytest.mark.slow
+def test_a_cluster_that_asks_for_a_token_says_so(pair: Cluster, tmp_path: Path) -> None:
+    env = {name: value for name, value in pair.env.items() if not name.startswith("RAY_AUTH")}
+    words = ["sweep", str(written(tmp_path)), "--address", pair.address, "--out", str(tmp_path / "out")]
+    code, said = ended(fedcl(*words, env=env, cwd=tmp_path), 100)
+    assert (code, "this Ray cluster asks for its token; set RAY_AUTH_MODE=token" in said) == (1, True)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("limits", "said"),
     [
@@ -325,7 +339,7 @@ def test_a_run_without_an_address_starts_its_own_cluster(pair: Cluster, tmp_path
 @pytest.mark.slow
 def test_a_node_that_dies_leaves_its_runs_to_the_others(tmp_path: Path) -> None:
     """Both nodes are at work when one is killed: its run goes on elsewhere from its checkpoint; the sweep ends."""
-    path, out = written(tmp_path, rounds=200), tmp_path / "out"
+    path, out = written(tmp_path, rounds=100), tmp_path / "out"
     with cluster() as made:
         child = swept(made, path, out)
         wait_for_checkpoints(child, out, "runs/*/", 2)

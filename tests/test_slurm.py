@@ -64,7 +64,7 @@ def test_the_script_is_bash() -> None:
 @pytest.mark.slow
 def test_a_job_that_runs_out_of_time_goes_on_in_the_next(scratch: Path, tmp_path: Path) -> None:
     """SIGTERM while both nodes are at work: exit 75 and a requeue; the next start ends with the same hashes."""
-    path, out = written(tmp_path, rounds=100), tmp_path / "out"
+    path, out = written(tmp_path, rounds=60), tmp_path / "out"
     first = job(scratch, tmp_path, path, out)
     wait_for_checkpoints(first, out, "runs/*/", 2)
     first.send_signal(signal.SIGTERM)
