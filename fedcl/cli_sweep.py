@@ -8,7 +8,8 @@ import typer
 from fedcl.interrupt import STOPPED, Stopped
 
 if TYPE_CHECKING:
-    from fedcl.sweep.runs import Run, State
+    from fedcl.sweep.sitting import State
+    from fedcl.sweep.spec import Sweep
 
 OK, FAILED = 0, 1
 FOLDER = Path("runs") / "sweeps"
@@ -29,10 +30,15 @@ def sweep(
     address: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="A Ray cluster; default: this machine.")
     ] = None,
-    metric: Annotated[str, typer.Option(help="Figure of the table: acc, forgetting, clients.acc.worst.")] = "acc",
+    metric: Annotated[
+        str | None,
+        typer.Option(help="Figure of the table: acc, forgetting, clients.acc.worst; default: acc, or a search's own."),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the folder and errors only.")] = False,
 ) -> int:
-    """Run scenarios x settings x seeds. The same command goes on where it was stopped; what is finished stays.
+    """Run scenarios x settings x seeds, or search for settings and compare the best of them.
+
+    The same command goes on where it was stopped; what is finished stays.
 
     Exit 0: all runs are finished; 1: some have failed; 75: stopped, the same command goes on.
     """
@@ -40,11 +46,11 @@ def sweep(
 
     asked = read(sweep, overrides or ())
     folder = (out or FOLDER / asked.name).absolute()
-    from fedcl.sweep import runs
-
     if dry_run:
-        return _listed(runs.planned(asked), folder)
+        return _listed(asked, folder)
+    from fedcl.sweep import runs, sitting
     from fedcl.sweep.live import Watcher
+    from fedcl.sweep.tables import METRIC
 
     try:
         with Watcher(folder, quiet=quiet) as watcher:
@@ -54,18 +60,29 @@ def sweep(
     except Stopped:
         typer.echo(f"stopped; the same command goes on in {folder}", err=True)
         return STOPPED
-    _told(state, folder, metric, quiet)
-    return FAILED if state.counts[runs.FAILED] else OK
+    _told(state, folder, metric or (asked.search.metric if asked.search else METRIC), quiet)
+    return FAILED if state.counts[sitting.FAILED] else OK
 
 
-def _listed(planned: "dict[str, Run]", folder: Path) -> int:
-    """Print the runs and how far they are."""
-    from fedcl.sweep import runs
+def _listed(sweep: "Sweep", folder: Path) -> int:
+    """Print the runs and how far they are; of a search its space and its budget."""
+    from fedcl.sweep import runs, sitting
 
-    last = runs.outcomes(folder)
+    planned, last = runs.planned(sweep), sitting.outcomes(folder)
     for run in planned.values():
-        typer.echo(f"{run.key}  {runs.status(folder, run, last):8} {' = '.join(each.title for each in run.points)}")
-    typer.echo(f"{len(planned)} runs in {folder}")
+        typer.echo(f"{run.key}  {sitting.status(folder, run, last):8} {' = '.join(each.title for each in run.points)}")
+    if not sweep.search:
+        typer.echo(f"{len(planned)} runs in {folder}")
+        return OK
+    search, n = sweep.search, len(sweep.studies)
+    for study in sweep.studies:
+        typer.echo("\n  ".join([study.title, *(each.told for each in study.space)]))
+    pruned = ", fewer where trials are pruned" if search.prune else ""
+    runs_each = search.trials * len(search.seeds)
+    typer.echo(
+        f"{n} searches of {search.trials} trials with the seeds {', '.join(map(str, search.seeds))}, judged by "
+        f"{search.metric}: {n * runs_each} runs{pruned}; then {n * len(sweep.seeds)} to compare the best; in {folder}"
+    )
     return OK
 
 

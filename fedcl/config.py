@@ -8,7 +8,6 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields, is_dataclass
-from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -20,10 +19,13 @@ from omegaconf.errors import OmegaConfBaseException
 from fedcl import registry
 from fedcl.contradictions import problems
 from fedcl.errors import ConfigError, nearest, shown
+from fedcl.groups import BEST, ORACLES, chosen
 from fedcl.leaves import leaf
+from fedcl.plain import Plain as Plain
+from fedcl.plain import mapping
+from fedcl.plain import parse as parse
 from fedcl.settings import OutOfRange, Settings, part, setting
 
-Plain = dict[str, Any]
 # Keys that say where and how fast a run happens, never what comes out: left out of the hash.
 PLACE = (
     ("data", "root"),
@@ -194,17 +196,11 @@ def _default(each: Field[Any]) -> Any:
     return each.default_factory() if callable(each.default_factory) else each.default
 
 
-def _mapping(value: Any, path: str) -> Plain:
-    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise ConfigError(f"{path or 'the scenario'} = {shown(value)}: must be a block of named settings")
-    return dict(value)
-
-
 def _build_part(kind: str, value: Any, default: Any, path: str) -> Any:
     """Build what is chosen by name; settings without a name are those of the default."""
     if is_dataclass(value):
         return value
-    chosen = {registry.chooser(kind): value} if isinstance(value, str) else _mapping(value, path)
+    chosen = {registry.chooser(kind): value} if isinstance(value, str) else mapping(value, path)
     name = chosen.pop(registry.chooser(kind), default)
     if not isinstance(name, str):
         raise ConfigError(
@@ -255,7 +251,7 @@ def build(cls: type, values: Any, path: str = "") -> Any:
     Raises:
         ConfigError: an unknown key, a wrong type or a value out of range, named with its whole dotted key.
     """
-    given, known, built = _mapping(values, path), _fields(cls), {}
+    given, known, built = mapping(values, path), _fields(cls), {}
     for name in given.keys() - known.keys():
         raise _unknown(cls, name, given[name], path)
     for name, each in known.items():
@@ -301,19 +297,9 @@ def overlay(cls: type | None, base: Plain, over: Plain) -> Plain:
 def scenario_names() -> dict[str, Any]:
     """Return the scenarios that fedcl ships: name -> path-like with `read_text`."""
     folder = resources.files("scenarios")
-    shipped = {entry.name[: -len(".yaml")]: entry for entry in folder.iterdir() if entry.name.endswith(".yaml")}
-    shipped.pop("groups", None)
+    files = [entry for entry in folder.iterdir() if entry.name.endswith(".yaml") and entry.name not in (ORACLES, BEST)]
+    shipped = {entry.name[: -len(".yaml")]: entry for entry in files}
     return dict(sorted(shipped.items()))
-
-
-def parse(text: str, source: str) -> Plain:
-    """Read YAML text as plain values; a ConfigError that names `source` if it is no block of named settings."""
-    try:
-        return _mapping(OmegaConf.to_container(OmegaConf.create(text), resolve=True), source)
-    except AssertionError as error:  # OmegaConf's answer to a lone number
-        raise ConfigError(f"{source} is not a readable YAML scenario: it must be a block of named settings") from error
-    except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        raise ConfigError(f"{source} is not a readable YAML scenario: {' '.join(str(error).split())[:200]}") from error
 
 
 def read(scenario: str) -> Plain:
@@ -333,7 +319,7 @@ def read(scenario: str) -> Plain:
         raise ConfigError(f"cannot read scenario {scenario!r}: {error}") from error
 
 
-def _override(text: str) -> Plain:
+def override(text: str) -> Plain:
     """Turn `a.b=c` into {a: {b: c}}, c read as YAML."""
     name, equals, value = text.partition("=")
     if not equals or not all(name.split(".")):
@@ -348,25 +334,6 @@ def _override(text: str) -> Plain:
     return dict(result)
 
 
-@cache
-def _oracles() -> Plain:
-    """Return the groups of overrides of every scenario. Nothing of them is ever changed."""
-    return parse(resources.files("scenarios").joinpath("groups.yaml").read_text(), "groups.yaml")
-
-
-def _with_groups(plain: Plain, chosen: Any) -> Plain:
-    """Apply the named groups of overrides: the scenario's own, or those of every scenario (the oracles)."""
-    groups = {**_oracles(), **_mapping(plain.pop("groups", None) or {}, "groups")}
-    wanted = [chosen] if isinstance(chosen, str) else chosen
-    if not isinstance(wanted, list):
-        raise ConfigError(f"group = {shown(chosen)}: must be a name or a list of names{nearest('', groups)}")
-    for name in wanted:
-        if not isinstance(name, str) or name not in groups:
-            raise ConfigError(f"group = {shown(name)}: unknown{nearest(str(name), groups)}")
-        plain = overlay(Scenario, plain, _mapping(groups[name], f"groups.{name}"))
-    return plain
-
-
 def load(scenario: str | Plain, overrides: Iterable[str] = ()) -> Scenario:
     """Read a scenario, lay its groups and the overrides on it, check it.
 
@@ -378,9 +345,11 @@ def load(scenario: str | Plain, overrides: Iterable[str] = ()) -> Scenario:
         ConfigError: one sentence that names key, value and nearest valid choice.
     """
     plain = read(scenario) if isinstance(scenario, str) else dict(scenario)
-    changes = [_override(text) for text in overrides]
+    changes = [override(text) for text in overrides]
+    own = mapping(plain.pop("groups", None) or {}, "groups")
     groups = [change.pop("group") for change in changes if "group" in change]
-    plain = _with_groups(plain, groups[-1] if groups else [])
+    for over in chosen(str(plain.get("name")), own, groups[-1] if groups else []):
+        plain = overlay(Scenario, plain, over)
     for change in changes:  # one after another on the whole: laid on each other first, they would bring defaults along
         plain = overlay(Scenario, plain, change)
     return check(build(Scenario, plain))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-LEAST, BOOTSTRAP = 3, 10  # seeds from which on there is an interval, and a bootstrap
+LEAST, FLIPS, BOOTSTRAP = 3, 10, 30  # seeds from which on there is an interval, a permutation test, a bootstrap
 LEVEL = 0.95
 RESAMPLES = 9_999
 EXACT = 16  # seeds up to which all sign flips are tried: 65,536
@@ -61,18 +61,29 @@ def _checked(values: Sequence[float]) -> Values:
 
 def _interval(x: Values) -> tuple[float | None, float | None, str]:
     """Return the ends of the 95 % interval of a mean, and how it was made."""
+    if len(x) < LEAST:
+        return None, None, ""
+    if len(x) < BOOTSTRAP or np.ptp(x) == 0:  # the bootstrap of equal values has no width to correct
+        return *student(x), "Student's t"
+    return *bootstrap(x), "BCa bootstrap"
+
+
+def student(x: Values) -> tuple[float, float]:
+    """Return the ends of Student's t interval of the mean of (n,) values."""
     from scipy import stats
 
-    n, mean = len(x), float(x.mean())
-    if n < LEAST:
-        return None, None, ""
-    if n < BOOTSTRAP or np.ptp(x) == 0:  # the bootstrap of equal values has no width to correct
-        half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1) * np.std(x, ddof=1) / math.sqrt(n))
-        return mean - half, mean + half, "Student's t"
+    half = float(stats.t.ppf((1 + LEVEL) / 2, len(x) - 1) * np.std(x, ddof=1) / math.sqrt(len(x)))
+    return float(x.mean()) - half, float(x.mean()) + half
+
+
+def bootstrap(x: Values) -> tuple[float, float]:
+    """Return the ends of the BCa bootstrap's interval of the mean of (n,) values that are not all equal."""
+    from scipy import stats
+
     drawn = stats.bootstrap(
         (x,), np.mean, confidence_level=LEVEL, n_resamples=RESAMPLES, method="BCa", rng=np.random.default_rng(0)
     )
-    return float(drawn.confidence_interval.low), float(drawn.confidence_interval.high), "BCa bootstrap"
+    return float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +116,7 @@ def paired(one: Mapping[int, float], other: Mapping[int, float], comparisons: in
     difference, n = spread(x.tolist()), len(x)
     if n < LEAST:
         return Paired(difference=difference, test="", p=None, adjusted=None, note=f"no test: {n} seeds in common")
-    if n < BOOTSTRAP:
+    if n < FLIPS:
         p = _t_test(x)
         return Paired(difference=difference, test="paired t test", p=p, adjusted=p)
     if n < (needed := seeds_needed(comparisons)):
@@ -127,7 +138,7 @@ def _t_test(x: Values) -> float:
 
 def seeds_needed(comparisons: int) -> int:
     """Return how many seeds a permutation test needs: 2 / 2^n <= .05 / comparisons."""
-    return max(BOOTSTRAP, math.ceil(math.log2(2 * comparisons / (1 - LEVEL)) - 1e-9))
+    return max(FLIPS, math.ceil(math.log2(2 * comparisons / (1 - LEVEL)) - 1e-9))
 
 
 def sign_flips(x: Values) -> float:
