@@ -48,7 +48,7 @@ def sweep(
     folder = (out or FOLDER / asked.name).absolute()
     if dry_run:
         return _listed(asked, folder)
-    from fedcl.sweep import runs, sitting
+    from fedcl.sweep import runs
     from fedcl.sweep.live import Watcher
     from fedcl.sweep.tables import METRIC
 
@@ -61,7 +61,7 @@ def sweep(
         typer.echo(f"stopped; the same command goes on in {folder}", err=True)
         return STOPPED
     _told(state, folder, metric or (asked.search.metric if asked.search else METRIC), quiet)
-    return FAILED if state.counts[sitting.FAILED] else OK
+    return FAILED if state.errors else OK
 
 
 def _listed(sweep: "Sweep", folder: Path) -> int:

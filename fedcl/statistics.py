@@ -1,9 +1,20 @@
 """Figures over seeds: means with intervals, differences paired by seed, ranks over scenarios.
 
-Intervals of 95 %: Student's t below `BOOTSTRAP` seeds, the bootstrap BCa (Efron, JASA 1987) from there on, which covers
-far less than it says with few seeds. Below `LEAST` seeds there is none. Differences are tested on the seeds that both
-methods have: the paired t test below `BOOTSTRAP` seeds, the exact sign-flip permutation test from there on, where its
-smallest p, 2 / 2^n, can be small enough for as many comparisons as are made. p values are adjusted by Holm (1979).
+Intervals of 95 %: Student's t below `BOOTSTRAP` seeds, the bootstrap BCa (Efron, JASA 1987) from there on. Two things
+were asked for that do not go together: BCa from 10 seeds on, and intervals that cover 95 %. The share of intervals that
+hold the true mean, 2,000 simulated sweeps a line, two standard errors .010 (python -m fedcl.sweep.simulated 2000):
+
+seeds            3     5    10    15    20    30
+t              .949  .959  .950  .954  .958  .949
+BCa            .720  .844  .902  .924  .928  .930
+t, skewed      .918  .916  .927  .923  .934  .936
+BCa, skewed    .698  .819  .895  .909  .919  .929
+
+So the bootstrap keeps less than it says up to 30 seeds at least, and t covers as well or better everywhere: what was
+asked for is left at coverage, and BCa begins beyond what was measured. Of skewed figures neither covers 95 %.
+Below `LEAST` seeds there is no interval. Differences are tested on the seeds that both methods have: the paired t test
+below `FLIPS` seeds, the exact sign-flip permutation test from there on, where its smallest p, 2 / 2^n, can be small
+enough for as many comparisons as are made. p values are adjusted by Holm (1979).
 """
 
 import math
@@ -13,7 +24,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-LEAST, FLIPS, BOOTSTRAP = 3, 10, 30  # seeds from which on there is an interval, a permutation test, a bootstrap
+LEAST, FLIPS, BOOTSTRAP = 3, 10, 50  # seeds from which on there is an interval, a permutation test, a bootstrap
 LEVEL = 0.95
 RESAMPLES = 9_999
 EXACT = 16  # seeds up to which all sign flips are tried: 65,536

@@ -56,6 +56,7 @@ def as_text(sweep: Sweep, search: Search, found: Sequence[tuple[Study, Told | No
     lines = [
         f"# The best settings that the search {sweep.name} has found: {budget}.",
         *(f"# All of its runs have {text}" for text in found[0][0].fixed),
+        "# Compare them on other seeds than these, by which they were chosen.",
         f"# fedcl run SCENARIO group={BEST}:NAME takes one; in a sweep's grid: {{group: {BEST}:NAME}}.",
     ]
     by_scenario: dict[str, list[str]] = {}

@@ -163,6 +163,8 @@ class Searching:
         best, study = hunt.adviser.best, hunt.study
         points = [study.point(study.settings(best.values), seed, None) for seed in self._sweep.seeds] if best else []
         self._compared[study.title] = runs = [Run.of(point) for point in points]
+        if best is None:
+            self._sitting.state.errors[study.title] = "no trial has gone to its end"
         for run in runs:
             self._sitting.take(run)
 

@@ -70,9 +70,12 @@ class Within:
     @property
     def told(self) -> str:
         """The parameter in a line."""
-        kind = "whole, " if self.whole else ""
-        step = f"steps of {self.step}" if self.step else "any"
-        return f"{self.name}: {self.low} to {self.high} ({kind}{'evenly in its logarithm' if self.log else step})"
+        said = [
+            *(["whole numbers"] if self.whole else []),
+            *([f"steps of {self.step}"] if self.step else []),
+            *(["evenly in its logarithm"] if self.log else []),
+        ]
+        return f"{self.name}: {self.low} to {self.high}" + (f" ({', '.join(said)})" if said else "")
 
     def overrides(self, value: float) -> tuple[str, ...]:
         """Return what sets it; to few digits, but never beyond the ends."""
@@ -140,7 +143,7 @@ class Study:
         """Return what tells this search from another one of the same combination; more trials go on with it."""
         base = config.config_hash(config.load(self.labels[AXIS], (*self.fixed, *self.chosen)))
         judged = [search.metric, search.higher, search.prune, search.batch, search.seeds]
-        return hashlib.sha256(json.dumps([base, judged, [each.told for each in self.space]]).encode()).hexdigest()[:12]
+        return hashlib.sha256(json.dumps([base, judged, [repr(each) for each in self.space]]).encode()).hexdigest()[:12]
 
 
 KEYS = ("space", "own", "seeds", "trials", "metric", "direction", "prune", "batch")
