@@ -11,7 +11,7 @@ from fedcl.errors import ConfigError
 from fedcl.interrupt import STOPPED, Stopped
 
 if TYPE_CHECKING:
-    from fedcl.sweeps.runs import Run
+    from fedcl.sweeps.spec import Sweep
     from fedcl.sweeps.state import State
 
 OK, FAILED = 0, 1
@@ -40,10 +40,15 @@ def sweep(
         typer.Option(metavar="HOST:PORT", help="A Ray cluster, or auto: that of this machine; default: no cluster."),
     ] = None,
     nodes: Annotated[int, typer.Option(min=1, help="Wait until the cluster has so many nodes.")] = 1,
-    metric: Annotated[str, typer.Option(help="Figure of the table: acc, forgetting, clients.acc.worst.")] = "acc",
+    metric: Annotated[
+        str | None,
+        typer.Option(help="Figure of the table: acc, forgetting, clients.acc.worst; default: acc, or a search's own."),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the folder and errors only.")] = False,
 ) -> int:
-    """Run scenarios x settings x seeds. The same command goes on where it was stopped; what is finished stays.
+    """Run scenarios x settings x seeds, or search for settings and compare the best of them.
+
+    The same command goes on where it was stopped; what is finished stays.
 
     Exit 0: all runs are finished; 1: some have failed; 75: stopped, the same command goes on.
     """
@@ -56,12 +61,11 @@ def sweep(
     if nodes > 1 and not address:
         raise ConfigError(f"--nodes {nodes}: without --address there is no cluster, and one machine")
     folder = (out or default_folder(asked.name)).absolute()
-    from fedcl.sweeps import runs
-
     if dry_run:
-        return _listed(runs.planned(asked), folder)
+        return _listed(asked, folder)
+    from fedcl.sweeps import runs
     from fedcl.sweeps.live import Watcher
-    from fedcl.sweeps.state import FAILED as FAILED_RUN
+    from fedcl.sweeps.tables import METRIC
 
     try:
         with Watcher(folder, quiet=quiet) as watcher:
@@ -77,18 +81,29 @@ def sweep(
     except Stopped:
         typer.echo(f"stopped; the same command goes on in {folder}", err=True)
         return STOPPED
-    _told(state, folder, metric, quiet)
-    return FAILED if state.counts[FAILED_RUN] else OK
+    _told(state, folder, metric or (asked.search.metric if asked.search else METRIC), quiet)
+    return FAILED if state.errors else OK
 
 
-def _listed(planned: "dict[str, Run]", folder: Path) -> int:
-    """Print the runs and how far they are."""
-    from fedcl.sweeps import runs
+def _listed(sweep: "Sweep", folder: Path) -> int:
+    """Print the runs and how far they are; of a search its space and its budget."""
+    from fedcl.sweeps import runs, sitting
 
-    last = runs.outcomes(folder)
+    planned, last = runs.planned(sweep), sitting.outcomes(folder)
     for run in planned.values():
-        typer.echo(f"{run.key}  {runs.status(folder, run, last):8} {' = '.join(each.title for each in run.points)}")
-    typer.echo(f"{len(planned)} runs in {folder}")
+        typer.echo(f"{run.key}  {sitting.status(folder, run, last):8} {' = '.join(each.title for each in run.points)}")
+    if not sweep.search:
+        typer.echo(f"{len(planned)} runs in {folder}")
+        return OK
+    search, n = sweep.search, len(sweep.studies)
+    for study in sweep.studies:
+        typer.echo("\n  ".join([study.title, *(each.told for each in study.space)]))
+    pruned = ", fewer where trials are pruned" if search.prune else ""
+    runs_each = search.trials * len(search.seeds)
+    typer.echo(
+        f"{n} searches of {search.trials} trials with the seeds {', '.join(map(str, search.seeds))}, judged by "
+        f"{search.metric}: {n * runs_each} runs{pruned}; then {n * len(sweep.seeds)} to compare the best; in {folder}"
+    )
     return OK
 
 

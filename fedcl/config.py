@@ -8,22 +8,20 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields, is_dataclass
-from functools import cache, reduce
-from importlib import resources
+from functools import reduce
 from operator import getitem
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from fedcl import addresses, registry
 from fedcl.contradictions import problems
 from fedcl.errors import ConfigError, nearest, shown
+from fedcl.groups import chosen
 from fedcl.leaves import leaf
-from fedcl.overrides import Plain as Plain
 from fedcl.overrides import given, typed
+from fedcl.plain import Plain as Plain
+from fedcl.plain import mapping
+from fedcl.plain import parse as parse
 from fedcl.settings import OutOfRange, Settings, part, setting
 from fedcl.shipped import scenario_names
 
@@ -195,17 +193,11 @@ def _default(each: Field[Any]) -> Any:
     return each.default_factory() if callable(each.default_factory) else each.default
 
 
-def _mapping(value: Any, path: str) -> Plain:
-    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise ConfigError(f"{path or 'the scenario'} = {shown(value)}: must be a block of named settings")
-    return dict(value)
-
-
 def _build_part(kind: str, value: Any, default: Any, path: str) -> Any:
     """Build what is chosen by name; settings without a name are those of the default."""
     if is_dataclass(value):
         return value
-    chosen = {registry.chooser(kind): value} if isinstance(value, str) else _mapping(value, path)
+    chosen = {registry.chooser(kind): value} if isinstance(value, str) else mapping(value, path)
     name = chosen.pop(registry.chooser(kind), default)
     if not isinstance(name, str):
         raise ConfigError(
@@ -256,7 +248,7 @@ def build(cls: type, values: Any, path: str = "") -> Any:
     Raises:
         ConfigError: an unknown key, a wrong type or a value out of range, named with its whole dotted key.
     """
-    given, known, built = _mapping(values, path), _fields(cls), {}
+    given, known, built = mapping(values, path), _fields(cls), {}
     for name in given.keys() - known.keys():
         raise _unknown(cls, name, given[name], path)
     for name, each in known.items():
@@ -299,16 +291,6 @@ def overlay(cls: type | None, base: Plain, over: Plain) -> Plain:
     return result
 
 
-def parse(text: str, source: str) -> Plain:
-    """Read YAML text as plain values; a ConfigError that names `source` if it is no block of named settings."""
-    try:
-        return _mapping(OmegaConf.to_container(OmegaConf.create(text), resolve=True), source)
-    except AssertionError as error:  # OmegaConf's answer to a lone number
-        raise ConfigError(f"{source} is not a readable YAML scenario: it must be a block of named settings") from error
-    except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        raise ConfigError(f"{source} is not a readable YAML scenario: {' '.join(str(error).split())[:200]}") from error
-
-
 def read(scenario: str) -> Plain:
     """Read a shipped scenario by name, or a scenario file by path, as plain values.
 
@@ -324,25 +306,6 @@ def read(scenario: str) -> Plain:
         raise ConfigError(f"no scenario {scenario!r}, neither shipped nor a file{nearest(scenario, shipped)}")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read scenario {scenario!r}: {error}") from error
-
-
-@cache
-def _oracles() -> Plain:
-    """Return the groups of overrides of every scenario. Nothing of them is ever changed."""
-    return parse(resources.files("scenarios").joinpath("groups.yaml").read_text(), "groups.yaml")
-
-
-def _with_groups(plain: Plain, chosen: Any) -> Plain:
-    """Apply the named groups of overrides: the scenario's own, or those of every scenario (the oracles)."""
-    groups = {**_oracles(), **_mapping(plain.pop("groups", None) or {}, "groups")}
-    wanted = [chosen] if isinstance(chosen, str) else chosen
-    if not isinstance(wanted, list):
-        raise ConfigError(f"group = {shown(chosen)}: must be a name or a list of names{nearest('', groups)}")
-    for name in wanted:
-        if not isinstance(name, str) or name not in groups:
-            raise ConfigError(f"group = {shown(name)}: unknown{nearest(str(name), groups)}")
-        plain = overlay(Scenario, plain, _mapping(groups[name], f"groups.{name}"))
-    return plain
 
 
 def load(scenario: str | Plain, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Scenario:
@@ -361,8 +324,10 @@ def load(scenario: str | Plain, overrides: Iterable[str] | Mapping[str, Any] = (
         changes = [given(key, value) for key, value in overrides.items()]
     else:
         changes = [typed(text) for text in overrides]
+    own = mapping(plain.pop("groups", None) or {}, "groups")
     groups = [change.pop("group") for change in changes if "group" in change]
-    plain = _with_groups(plain, groups[-1] if groups else [])
+    for over in chosen(str(plain.get("name")), own, groups[-1] if groups else []):
+        plain = overlay(Scenario, plain, over)
     for change in changes:  # one after another on the whole: laid on each other first, they would bring defaults along
         plain = overlay(Scenario, plain, change)
     return check(build(Scenario, plain))

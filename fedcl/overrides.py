@@ -13,8 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fedcl.errors import ConfigError, shown
-
-Plain = dict[str, Any]
+from fedcl.plain import Plain
 
 
 def typed(text: str) -> Plain:

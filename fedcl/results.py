@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from fedcl import metrics
 from fedcl.log import Event, Log, accuracies, collect, table
+from fedcl.metrics import Matrix
 
 SCHEMA = 1
 WINDOW = 10  # evaluation points in the window of wf10 and wp10
@@ -55,14 +56,28 @@ def _end_figures(log: Log) -> dict[str, float]:
     }
 
 
-def _series_figures(log: Log) -> dict[str, float]:
-    """Figures of the evaluations alone; `a_auc` takes only those that are evenly spaced."""
+def _spaced(log: Log) -> tuple[list[int], Matrix, NDArray[np.bool_]]:
+    """Return the evenly spaced evaluations: rounds, accuracies (points, tasks), which tasks had begun by then."""
     points, series = log.series
-    tasks, every = sorted(log.trained), log.start.get("evaluation_every") or 0
+    every = log.start.get("evaluation_every") or 0
     even = [i for i, round in enumerate(points) if every and round and round % every == 0 and round in log.evaluations]
     seen = table([log.evaluations[points[i]]["started"] for i in even]).astype(bool)
+    return [points[i] for i in even], series[even], seen
+
+
+def any_time(log: Log) -> dict[int, float]:
+    """Return the any-time accuracy up to each evaluation, by round; the last one is the run's `a_auc`."""
+    points, series, seen = _spaced(log)
+    now = [float(np.mean(row[begun])) for row, begun in zip(series, seen, strict=True)]
+    return dict(zip(points, (np.cumsum(now) / np.arange(1, len(now) + 1)).tolist(), strict=True))
+
+
+def _series_figures(log: Log) -> dict[str, float]:
+    """Figures of the evaluations alone; `a_auc` takes only those that are evenly spaced."""
+    _, series = log.series
+    tasks = sorted(log.trained)
     return {
-        "a_auc": metrics.a_auc(series[even], seen),
+        "a_auc": metrics.a_auc(*_spaced(log)[1:]),
         "wf10": metrics.wf(series[:, tasks], WINDOW),
         "wp10": metrics.wp(series[:, tasks], WINDOW),
     }

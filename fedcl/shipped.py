@@ -4,13 +4,13 @@ from importlib import resources
 from typing import Any
 
 ENDING = ".yaml"
+GROUPS = ("groups", "best")  # beside the scenarios: groups of overrides of all of them, and best settings by scenario
 
 
 def scenario_names() -> dict[str, Any]:
     """Return the scenarios by name, as path-likes with `read_text`."""
     shipped = _files(resources.files("scenarios"))
-    shipped.pop("groups", None)
-    return shipped
+    return {name: each for name, each in shipped.items() if name not in GROUPS}
 
 
 def sweep_names() -> dict[str, Any]:

@@ -10,7 +10,8 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from scipy import stats
 
-from fedcl.statistics import BOOTSTRAP, Paired, adjusted, paired, ranks, seeds_needed, sign_flips, spread
+from fedcl.statistics import BOOTSTRAP, adjusted, paired, ranks, seeds_needed, sign_flips, spread
+from fedcl.sweeps.simulated import SWEEPS, alarms, coverage, normal, skewed
 
 THREE = [0.80, 0.84, 0.85]
 
@@ -41,16 +42,16 @@ def test_the_interquartile_mean_leaves_a_quarter_out_at_each_end() -> None:
     assert spread([0.0, 3.0, 9.0]).iqm == 4.0  # nothing to leave out
 
 
-def test_from_ten_seeds_the_interval_is_scipys_bca() -> None:
+def test_from_many_seeds_on_the_interval_is_scipys_bca() -> None:
     x = np.random.default_rng(3).gamma(2.0, size=BOOTSTRAP)
     wanted = stats.bootstrap((x,), np.mean, n_resamples=9_999, method="BCa", rng=np.random.default_rng(0))
     found = spread(x.tolist())
     assert found.interval == "BCa bootstrap"
     assert (found.low, found.high) == (wanted.confidence_interval.low, wanted.confidence_interval.high)
-    nine = spread(x[:-1].tolist())
-    t = stats.t.interval(0.95, 8, x[:-1].mean(), stats.sem(x[:-1]))
-    assert (nine.low, nine.high) == pytest.approx(t)
-    same = spread([0.5] * 12)
+    fewer = spread(x[:-1].tolist())
+    t = stats.t.interval(0.95, BOOTSTRAP - 2, x[:-1].mean(), stats.sem(x[:-1]))
+    assert (fewer.low, fewer.high) == pytest.approx(t)
+    same = spread([0.5] * (BOOTSTRAP + 2))
     assert (same.low, same.high, same.interval) == (0.5, 0.5, "Student's t")
 
 
@@ -141,45 +142,45 @@ def test_ranks_over_scenarios() -> None:
 
 # Over simulated sweeps.
 
-SWEEPS = 1000
-
-
-def simulated(n: int, shift: float, seed: int) -> list[Paired]:
-    """Return comparisons of two methods with seeds in common: their difference is `shift` standard deviations."""
-    rng = np.random.default_rng(seed)
-    found = []
-    for _ in range(SWEEPS):
-        common, noise = rng.normal(0.8, 0.02, n), rng.normal(0, 0.01 / math.sqrt(2), (2, n))
-        found.append(paired(by_seed(common + noise[0] + 0.01 * shift), by_seed(common + noise[1])))
-    return found
-
 
 @pytest.mark.slow
 @pytest.mark.parametrize("n", [3, 5, 10, 15])
 def test_false_alarms_are_as_many_as_they_should_be(n: int) -> None:
     """At most 5 %, within three standard errors of 1,000 sweeps."""
-    alarms = np.mean([each.significant for each in simulated(n, 0.0, n)])
-    print(f"false alarms with {n} seeds: {alarms:.3f}")
-    assert alarms <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / SWEEPS)
-    assert alarms >= 0.02  # and not because nothing is ever found
+    found = alarms(n, 0.0)
+    print(f"false alarms with {n} seeds: {found:.3f}")
+    assert found <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / SWEEPS)
+    assert found >= 0.02  # and not because nothing is ever found
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("shift", [1.0, 2.0])
 @pytest.mark.parametrize("n", [5, 10])
-def test_a_planted_difference_is_found(n: int) -> None:
-    """A difference of two standard deviations of the paired differences."""
-    power = np.mean([each.significant for each in simulated(n, 2.0, n)])
-    print(f"power with {n} seeds: {power:.3f}")
-    wanted = stats.nct.sf(stats.t.ppf(0.975, n - 1), n - 1, 2.0 * math.sqrt(n))  # of the t test
+def test_a_planted_difference_is_found(n: int, shift: float) -> None:
+    """A difference of one or two standard deviations of the paired differences."""
+    power = alarms(n, shift)
+    print(f"power with {n} seeds for {shift:.0f} standard deviations: {power:.3f}")
+    wanted = stats.nct.sf(stats.t.ppf(0.975, n - 1), n - 1, shift * math.sqrt(n))  # of the t test
     assert power == pytest.approx(wanted, abs=0.05)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("n", "least", "most"), [(3, 0.93, 0.97), (5, 0.93, 0.97), (9, 0.93, 0.97), (10, 0.85, 0.96)])
-def test_intervals_cover_the_mean(n: int, least: float, most: float) -> None:
-    """Student's t covers 95 % of normal figures; the bootstrap less, as the documentation says."""
-    rng = np.random.default_rng(n)
-    found = [spread(rng.normal(0.8, 0.02, n).tolist()) for _ in range(SWEEPS)]
-    covered = np.mean([each.low <= 0.8 <= each.high for each in found])
+@pytest.mark.parametrize("n", [3, 5, 9, 10, 20, BOOTSTRAP])
+def test_intervals_cover_the_mean_as_often_as_they_say(n: int) -> None:
+    """95 % within three standard errors of 1,000 sweeps, of normal figures."""
+    figures, mean = normal(n, SWEEPS, np.random.default_rng(n))
+    found = [spread(each.tolist()) for each in figures]
+    covered = float(np.mean([each.low <= mean <= each.high for each in found]))
     print(f"coverage with {n} seeds: {covered:.3f} ({found[0].interval})")
-    assert least <= covered <= most
+    assert found[0].interval == ("BCa bootstrap" if n >= BOOTSTRAP else "Student's t")
+    assert covered == pytest.approx(0.95, abs=3 * math.sqrt(0.95 * 0.05 / SWEEPS))
+
+
+@pytest.mark.slow
+def test_the_bootstrap_covers_less_with_few_seeds() -> None:
+    """Why it is not taken from ten seeds on: .913 there, and of skewed figures less."""
+    rng = np.random.default_rng(10)
+    (t, bca), (skewed_t, skewed_bca) = coverage(*normal(10, SWEEPS, rng)), coverage(*skewed(10, SWEEPS, rng))
+    print(f"coverage with 10 seeds: t {t:.3f}, BCa {bca:.3f}; of skewed figures t {skewed_t:.3f}, BCa {skewed_bca:.3f}")
+    assert bca < 0.95 - 3 * math.sqrt(0.95 * 0.05 / SWEEPS) < t
+    assert skewed_bca < skewed_t

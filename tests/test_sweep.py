@@ -137,7 +137,40 @@ def test_an_unknown_sweep_names_the_nearest(capsys: pytest.CaptureFixture[str]) 
 
 @pytest.mark.parametrize("name", sorted(spec.sweep_names()))
 def test_every_shipped_sweep_can_be_run(name: str) -> None:
-    assert len(runs.planned(spec.read(name))) == len(spec.read(name).points)
+    """Its file says what it is for; its name is its file's; no two runs of it are the same."""
+    sweep = spec.read(name)
+    assert spec.sweep_names()[name].read_text().startswith("# ")
+    assert sweep.name == name
+    assert len(runs.planned(sweep)) == len(sweep.points)
+    assert sweep.points or sweep.studies
+
+
+def test_shipped_sweeps_are_what_they_say() -> None:
+    """Four curricula on three partitions, five memories of two policies, five methods tuned and five at their best."""
+    size = {name: len(spec.read(name).points) for name in spec.sweep_names()}
+    assert size == {"best-digits": 50, "curricula": 60, "demo": 15, "replay-memory": 50, "tune-digits": 0}
+    scenarios = spec.checked(spec.read("curricula"))
+    orders = {(each.stream.partition, type(each.client.curriculum).__name__, each.seed) for each in scenarios}
+    assert len(orders) == 60
+    memories = {
+        (each.client.memory.size, type(each.client.memory).__name__)
+        for each in spec.checked(spec.read("replay-memory"))
+    }
+    assert len(memories) == 10
+    demo = [point.labels["method"] for point in spec.read("demo").points[:5]]
+    assert [study.labels["method"] for study in spec.read("tune-digits").studies] == demo
+    assert [point.labels["method"] for point in spec.read("best-digits").points[:5]] == demo
+
+
+@pytest.mark.parametrize("name", ["curricula", "replay-memory"])
+def test_a_sweep_of_data_that_is_not_there_is_refused_before_anything_runs(name: str, tmp_path: Path) -> None:
+    """One sentence that names the data, for all runs of it; nothing is written."""
+    sweep = spec.read(name, ["stream.dataset=fashion-mnist", f"data.root={tmp_path / 'nowhere'}"])
+    with pytest.raises(
+        ConfigError, match=r"fashion_mnist/.*: neither it nor its \.gz is there; set data\.root or FEDCL_DATA"
+    ):
+        runs.carry_out(sweep, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_points_of_one_configuration_are_one_run(tmp_path: Path) -> None:
@@ -260,6 +293,25 @@ def test_a_stopped_sweep_goes_on(tmp_path: Path) -> None:
 
 
 # Tables.
+
+
+def test_methods_are_compared_where_all_else_is_alike(tmp_path: Path) -> None:
+    """Of two axes the first is compared: each row with the first choice of it that has the same second axis."""
+    out, points = tmp_path, []
+    for policy, size, value in (("a", "1", 0.5), ("a", "2", 0.8), ("b", "1", 0.6), ("b", "2", 0.7)):
+        for seed in range(3):
+            key = f"{policy}{size}{seed}"
+            points.append({"key": key, "labels": {"scenario": "s", "policy": policy, "size": size}, "seed": seed})
+            (out / "runs" / key).mkdir(parents=True)
+            write_json(out / "runs" / key / "results.json", results(value + seed / 100))
+    write_json(out / "sweep.json", {"schema": 1, "name": "two", "command": "", "points": points})
+    found = tables.collect(out)
+    versus = [None if row.versus is None else round(row.versus.difference.mean, 9) for row in found.rows]
+    assert versus == [None, None, 0.1, -0.1]
+    assert (
+        "difference: to the first policy of the same scenario and size, on the seeds that both have"
+        in tables.notes(found)[1]
+    )
 
 
 def results(acc: float | None, status: str = "finished") -> dict[str, Any]:

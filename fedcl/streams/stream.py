@@ -173,6 +173,16 @@ def _central(dataset: Dataset, tasks: tuple[Task, ...]) -> tuple[Ints, ...]:
     )
 
 
+def load_dataset(scenario: Scenario) -> Dataset:
+    """Load a scenario's data, below data.root or FEDCL_DATA.
+
+    Raises:
+        ConfigError: they are not there, or damaged.
+    """
+    found: Dataset = scenario.stream.dataset.load(scenario.data.root or os.environ.get("FEDCL_DATA") or None)
+    return found
+
+
 def build_stream(scenario: Scenario, dataset: Dataset | None = None) -> Stream:
     """Load the data and lay out the whole stream of a scenario.
 
@@ -184,8 +194,7 @@ def build_stream(scenario: Scenario, dataset: Dataset | None = None) -> Stream:
         ConfigError: the data cannot be loaded, or tasks, clients and schedule do not fit each other.
     """
     config, seed = scenario.stream, scenario.seed
-    if dataset is None:
-        dataset = config.dataset.load(scenario.data.root or os.environ.get("FEDCL_DATA") or None)
+    dataset = load_dataset(scenario) if dataset is None else dataset
     tasks = every_class(config, dataset.classes) if dataset.elsewhere else make_tasks(config, dataset.classes, seed)
     per_round = scenario.server.clients_per_round or config.clients
     timeline = config.schedule.timeline(config.clients, config.tasks, per_round, seed)

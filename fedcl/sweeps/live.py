@@ -8,10 +8,11 @@ from rich.text import Text
 
 from fedcl.console import OnTerminal, duration
 from fedcl.journal import EVENTS
-from fedcl.sweeps.state import DONE, FAILED, HELD, RUNNING, WAITING, State
+from fedcl.sweeps.state import DONE, FAILED, HELD, HOPELESS, PRUNED, RUNNING, WAITING, State
 
 TAIL = 8192  # bytes of a journal's end in which its last round is looked for
 SHOWN = 16  # running runs that are named
+ENDED = (DONE, PRUNED, HOPELESS, FAILED, HELD)
 
 
 class Watcher(OnTerminal):
@@ -26,7 +27,7 @@ class Watcher(OnTerminal):
         """Show the state; say once of every run how it has ended."""
         self._now = Group(Text(line(state)), *(Text(each) for each in self._running(state)))
         for key, status in state.status.items():
-            if status in (DONE, FAILED, HELD) and self._told.get(key, status) != status:
+            if status in ENDED and self._told.get(key, status) != status:
                 self._say(f"{status}: {state.runs[key].title}{_why(state, key)}")
             self._told[key] = status
 
@@ -51,7 +52,7 @@ def _why(state: State, key: str) -> str:
 def line(state: State) -> str:
     """Return the state in a line."""
     counts, left = state.counts, state.left
-    parts = [f"{counts[each]} {each}" for each in (DONE, RUNNING, WAITING, FAILED, HELD) if counts[each]]
+    parts = [f"{counts[each]} {each}" for each in (DONE, RUNNING, WAITING, *ENDED[1:]) if counts[each]]
     parts.append(f"{duration(time.monotonic() - state.began)} so far")
     return " · ".join([*parts, f"ETA {'-' if left is None else duration(left)}"])
 

@@ -33,7 +33,7 @@ class SweepResult:
     @property
     def failed(self) -> list[dict[str, Any]]:
         """The runs that have failed when they were last tried: run (in words), error, directory."""
-        from fedcl.sweeps.runs import outcomes  # with the engine, which reading does not need
+        from fedcl.sweeps.sitting import outcomes  # with the engine, which reading does not need
 
         last, found = outcomes(self.directory), []
         for key in dict.fromkeys(str(point["key"]) for point in self.plan):

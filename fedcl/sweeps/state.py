@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 DONE, FAILED, HELD, RUNNING, WAITING = "done", "failed", "stopped", "running", "waiting"
+PRUNED, HOPELESS = "pruned", "hopeless"  # of a search: behind the others; training itself came to nothing
 
 
 class Named(Protocol):
@@ -29,13 +30,14 @@ class State:
     errors: dict[str, str]
     began: float
     most: int = 1  # runs at the same time
-    started: dict[str, float] = field(default_factory=dict)  # when runs of this sitting have begun
-    seconds: list[float] = field(default_factory=list)  # that they have taken
+    to_come: int = 0  # runs, at most, that a search has not chosen yet
+    started: dict[str, float] = field(default_factory=dict)  # when runs that are in work have begun
+    seconds: list[float] = field(default_factory=list)  # that runs of this sitting have taken
 
     @property
     def counts(self) -> Counter[str]:
         """How many runs have each status."""
-        return Counter(self.status.values())
+        return Counter(self.status.values()) + Counter({WAITING: self.to_come})
 
     @property
     def left(self) -> float | None:

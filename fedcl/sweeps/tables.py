@@ -11,11 +11,11 @@ from typing import Any
 from fedcl.errors import ConfigError, nearest
 from fedcl.journal import replace_file, write_json
 from fedcl.statistics import Paired, Spread, adjusted, paired, ranks, spread
+from fedcl.sweeps.axes import AXIS, titled
 from fedcl.sweeps.folder import read_plan, run_folder
-from fedcl.sweeps.spec import AXIS
+from fedcl.sweeps.space import LOWER
 
 METRIC = "acc"
-LOWER = ("forgetting", "intransigence", "first_minus_last")  # less is better
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,13 @@ class Row:
     labels: dict[str, str]
     values: dict[int, float]  # seed -> the metric, of the runs that have it
     spread: Spread | None  # None: no run has it
-    versus: Paired | None = None  # beside the first row of the same scenario; None: it is that row, or shares no seed
+    versus: Paired | None = None  # beside the first row of its setting; None: it is that row, or shares no seed
+
+    @property
+    def setting(self) -> tuple[str, ...]:
+        """Scenario and choices in which the rows that are compared are alike: all but that of the first axis."""
+        scenario, *choices = self.labels.values()
+        return scenario, *choices[1:]
 
     @property
     def method(self) -> str:
@@ -41,6 +47,7 @@ class Found:
     metric: str
     rows: list[Row]
     ranks: dict[str, float] = field(default_factory=dict)  # method -> mean rank; empty: one scenario or one method
+    search: dict[str, Any] | None = None  # what a search has found, as sweep.json has it; None: a grid
 
 
 def value_of(results: dict[str, Any], metric: str) -> float | None:
@@ -76,19 +83,18 @@ def collect(out: Path, metric: str = METRIC) -> Found:
         Row(labels=dict(labels), values=mine, spread=spread([mine[seed] for seed in sorted(mine)]) if mine else None)
         for labels, mine in values.items()
     ]
-    return Found(name=plan["name"], metric=metric, rows=_compared(rows), ranks=_ranked(rows, metric))
+    return Found(
+        name=plan["name"], metric=metric, rows=_compared(rows), ranks=_ranked(rows, metric), search=plan.get("search")
+    )  # fmt: skip
 
 
 def _compared(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows, each but the first of its scenario compared with that one."""
-    first: dict[str, Row] = {}
+    """Return the rows, each but the first of its setting compared with that one."""
+    first: dict[tuple[str, ...], Row] = {}
     for row in rows:
-        first.setdefault(row.labels[AXIS], row)
-    pairs = [
-        (row, first[row.labels[AXIS]])
-        for row in rows
-        if row is not first[row.labels[AXIS]] and row.values.keys() & first[row.labels[AXIS]].values.keys()
-    ]
+        first.setdefault(row.setting, row)
+    bases = [(row, first[row.setting]) for row in rows]
+    pairs = [(row, base) for row, base in bases if row is not base and row.values.keys() & base.values.keys()]
     tests = adjusted([paired(row.values, base.values, len(pairs)) for row, base in pairs])
     by_row = {id(row): test for (row, _), test in zip(pairs, tests, strict=True)}
     return [Row(**{**vars(row), "versus": by_row.get(id(row))}) for row in rows]
@@ -143,10 +149,12 @@ def grid(found: Found) -> tuple[list[str], list[list[str]]]:
 def notes(found: Found) -> list[str]:
     """Return what must be said beside the table."""
     spreads = [row.spread for row in found.rows if row.spread]
+    axis, *rest = list(found.rows[0].labels)[1:] or ["line"] if found.rows else ["line"]
+    kind = " and ".join([AXIS, *rest])
     said = [
         f"{found.metric}: mean over seeds, standard deviation, 95 % interval "
         f"({', '.join(sorted({each.interval for each in spreads if each.interval})) or 'none'}), interquartile mean.",
-        "difference: to the first line of the same scenario, on the seeds that both have; p adjusted by Holm.",
+        f"difference: to the first {axis} of the same {kind}, on the seeds that both have; p adjusted by Holm.",
     ]
     said += sorted({each.note for each in spreads if each.note})
     tests = {row.versus.test or row.versus.note for row in found.rows if row.versus}
@@ -154,6 +162,18 @@ def notes(found: Found) -> list[str]:
     if found.ranks:
         order = sorted(found.ranks.items(), key=lambda each: each[1])
         said.append("mean rank over scenarios: " + ", ".join(f"{name} {rank:.2f}" for name, rank in order))
+    return [*said, *searched(found.search)] if found.search else said
+
+
+def searched(search: dict[str, Any]) -> list[str]:
+    """Return what a search has found: its budget, and of every study what has become of its trials, and the best."""
+    trials, metric, seeds = search["trials"], search["metric"], ", ".join(map(str, search["seeds"]))
+    said = [f"search: {trials} trials each, judged by {metric} over the seeds {seeds}, which are not among these."]
+    for study in search["studies"]:
+        counts = ", ".join(f"{study[each]} {each}" for each in ("done", "pruned", "hopeless") if study[each])
+        best = study["best"]
+        what = f"{best['value']:.3f} with {' '.join(best['settings'])}" if best else "no trial has gone to its end"
+        said.append(f"best of {titled(study['labels'])} ({counts or 'none tried'}): {what}")
     return said
 
 
@@ -203,7 +223,8 @@ def as_plain(found: Found) -> dict[str, Any]:
         }
         for row in found.rows
     ]  # fmt: skip
-    return {"schema": 1, "name": found.name, "metric": found.metric, "rows": rows, "ranks": found.ranks}
+    search = {"search": found.search} if found.search else {}
+    return {"schema": 1, "name": found.name, "metric": found.metric, "rows": rows, "ranks": found.ranks, **search}
 
 
 def write(found: Found, out: Path) -> None:

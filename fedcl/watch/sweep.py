@@ -11,9 +11,9 @@ from rich.markup import escape
 
 from fedcl.journal import EVENTS, finished
 from fedcl.real.tail import Tail
+from fedcl.sweeps.axes import Point
 from fedcl.sweeps.folder import PLAN, read_plan, run_folder
 from fedcl.sweeps.live import Watcher
-from fedcl.sweeps.spec import Point
 from fedcl.sweeps.state import DONE, FAILED, HELD, RUNNING, WAITING, State
 from fedcl.watch.pulse import Pulse
 
@@ -74,9 +74,11 @@ class SweepWatch:
     def _planned(self) -> State:
         """Return the sweep as it is planned; a sitting begins with its plan."""
         runs: dict[str, Planned] = {}
-        for each in read_plan(self._out)["points"]:
+        plan = read_plan(self._out)
+        for each in plan["points"]:
             point = Point(labels=each["labels"], overrides=tuple(each["overrides"]), seed=each["seed"])
             runs.setdefault(each["key"], Planned(each["key"], point.title))
+        self._search = plan.get("search")
         age = max(0.0, time.time() - (self._out / PLAN).stat().st_mtime)
         return State(runs=runs, status=dict.fromkeys(runs, WAITING), errors={}, began=time.monotonic() - age)
 
@@ -89,13 +91,13 @@ class SweepWatch:
             self._state.errors = {each: why for each, why in before.errors.items() if each in self._state.runs}
             self._settle()
             self._state.status |= {each: WAITING for each, how in self._state.status.items() if how == HELD}
-        elif key not in state.runs:
-            return
         elif kind == "run_start":
+            if key not in state.runs:  # a search chooses its runs on the way
+                state.runs = {**state.runs, key: Planned(key, str(event["title"]))}
             state.status[key] = RUNNING
             state.most = max(state.most, state.counts[RUNNING])
             state.errors.pop(key, None)
-        elif kind == "run_end":
+        elif kind == "run_end" and key in state.runs:
             state.status[key] = event["status"]
             if event["status"] == DONE:
                 state.seconds.append(event["seconds"])
@@ -110,6 +112,10 @@ class SweepWatch:
 
     def _ended(self, gone: bool) -> str:
         counts = self._state.counts
+        if self._search and not gone:  # there may be more to come, whatever has ended
+            return ""
+        if self._search and not all(each["best"] for each in read_plan(self._out)["search"]["studies"]):
+            return "stopped" if counts[HELD] else "died"
         if not counts[RUNNING] and not counts[WAITING] and not counts[HELD]:
             return "failed" if counts[FAILED] else "finished"
         if counts[HELD] and not counts[RUNNING]:
