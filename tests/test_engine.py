@@ -3,11 +3,12 @@
 import os
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from flwr.app import Message
 from hypothesis import given
 from hypothesis import strategies as st
@@ -121,12 +122,11 @@ class Killer:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.pushes, self.killed, self.repeated, self.processes = 0, 0, 0, list[int]()
-        sees, push, repeat = RayGrid.sees, RayGrid.push_messages, RayGrid._repeat
+        begin, push, repeat = RayGrid.begin, RayGrid.push_messages, RayGrid._repeat
 
-        def seen(grid: RayGrid, token: str) -> list[tuple[int, bool]]:
-            found = sees(grid, token)
-            self.processes = [process for process, _ in found]
-            return found
+        def begun(grid: RayGrid, check: Callable[[], None], wait: Callable[[int], None]) -> None:
+            begin(grid, check, wait)
+            self.processes = ray.get([worker.ready.remote() for worker in grid._workers])
 
         def pushed(grid: RayGrid, messages: Iterable[Message]) -> Iterable[str]:
             messages = list(messages)
@@ -141,7 +141,7 @@ class Killer:
             self.repeated += len(call.messages)
             repeat(grid, call, error)
 
-        for name, function in (("sees", seen), ("push_messages", pushed), ("_repeat", repeated)):
+        for name, function in (("begin", begun), ("push_messages", pushed), ("_repeat", repeated)):
             monkeypatch.setattr(RayGrid, name, function)
 
     def kill(self, process: int, when: float) -> None:

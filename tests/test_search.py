@@ -16,8 +16,8 @@ from fedcl import api, config
 from fedcl.cli import main
 from fedcl.errors import ConfigError
 from fedcl.journal import read_events
+from fedcl.overrides import as_texts
 from fedcl.sweeps import best, runs, spec, tables
-from fedcl.sweeps.axes import overrides
 from fedcl.sweeps.pruning import behind, curve, floors
 from fedcl.sweeps.space import Among, Within
 from fedcl.sweeps.spec import Sweep
@@ -254,7 +254,7 @@ def test_the_best_settings_are_groups_that_a_scenario_takes(searched: tuple[Swee
     _, out = searched
     plan = json.loads((out / "sweep.json").read_text())
     studies = {study["labels"]["method"]: study["best"]["settings"] for study in plan["search"]["studies"]}
-    fixed = overrides(TINY)
+    fixed = tuple(as_texts(TINY))
     file = out / "best.yaml"
     assert set(yaml.safe_load(file.read_text())["split-digits"]) == {"best-er", "best-derpp"}
     for method, settings in studies.items():

@@ -17,6 +17,7 @@ from fedcl import api, config
 from fedcl.cli import main
 from fedcl.errors import ConfigError
 from fedcl.journal import read_events, write_json
+from fedcl.shipped import sweep_names
 from fedcl.statistics import spread
 from fedcl.sweeps import runs, spec, tables
 from fedcl.sweeps.spec import Sweep
@@ -135,11 +136,11 @@ def test_an_unknown_sweep_names_the_nearest(capsys: pytest.CaptureFixture[str]) 
     assert "no sweep 'demoo', neither shipped nor a file; did you mean 'demo'?" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", sorted(spec.sweep_names()))
+@pytest.mark.parametrize("name", sorted(sweep_names()))
 def test_every_shipped_sweep_can_be_run(name: str) -> None:
     """Its file says what it is for; its name is its file's; no two runs of it are the same."""
     sweep = spec.read(name)
-    assert spec.sweep_names()[name].read_text().startswith("# ")
+    assert sweep_names()[name].read_text().startswith("# ")
     assert sweep.name == name
     assert len(runs.planned(sweep)) == len(sweep.points)
     assert sweep.points or sweep.studies
@@ -147,7 +148,7 @@ def test_every_shipped_sweep_can_be_run(name: str) -> None:
 
 def test_shipped_sweeps_are_what_they_say() -> None:
     """Four curricula on three partitions, five memories of two policies, five methods tuned and five at their best."""
-    size = {name: len(spec.read(name).points) for name in spec.sweep_names()}
+    size = {name: len(spec.read(name).points) for name in sweep_names()}
     assert size == {"best-digits": 50, "curricula": 60, "demo": 15, "replay-memory": 50, "tune-digits": 0}
     scenarios = spec.checked(spec.read("curricula"))
     orders = {(each.stream.partition, type(each.client.curriculum).__name__, each.seed) for each in scenarios}

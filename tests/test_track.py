@@ -229,7 +229,7 @@ def test_a_store_of_mlflow_says_what_the_journal_says(tmp_path: Path, mlflow_sto
     assert mlflow_store.is_dir()
 
 
-def outcome_config(outcome: api.Outcome) -> config.Scenario:
+def outcome_config(outcome: api.Result) -> config.Scenario:
     return api.load(outcome.directory).config
 
 

@@ -105,7 +105,7 @@ def _identity(run: Run) -> str:
 
 def _compared(run: Run, *left_out: str) -> dict[str, str]:
     """Return the settings of a run that say what comes out, the seed and those named left out."""
-    apart = {"seed", *(".".join(each) for each in PLACE), *left_out}
+    apart = {"seed", *PLACE, *left_out}
     return {key: value for key, value in flattened(run.settings).items() if key not in apart}
 
 

@@ -42,9 +42,10 @@ def read(directories: Sequence[Path]) -> Material:
     runs: list[Run] = []
     sweeps = [directory for directory in directories if (directory / PLAN).is_file()]
     for directory in directories:
+        folders = run_folders(directory)
         points = read_plan(directory)["points"] if directory in sweeps else []
         labels = {str(point["key"]): dict(point["labels"]) for point in points}
-        runs += [read_run(folder, labels.get(folder.name)) for folder in run_folders(directory)]
+        runs += [read_run(folder, labels.get(folder.name)) for folder in folders]
     return Material(runs, sweeps)
 
 

@@ -25,7 +25,9 @@ def run_folder(out: Path, key: str) -> Path:
     return out / "runs" / key
 
 
-def write_plan(out: Path, name: str, command: str, points: list[dict[str, Any]], search: dict[str, Any] | None) -> None:
+def write_plan(
+    out: Path, name: str, command: str, points: list[dict[str, Any]], search: dict[str, Any] | None = None
+) -> None:
     """Write what the sweep is; of each point its key, labels, seed and overrides; of a search what it has found."""
     found = {"search": search} if search else {}
     write_json(out / PLAN, {"schema": 1, "name": name, "command": command, "points": points, **found})

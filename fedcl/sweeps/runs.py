@@ -64,11 +64,11 @@ def carry_out(
         Stopped: somebody asked for it; everything can be resumed.
     """
     runs, state = planned(sweep), State(runs={}, status={}, errors={}, began=time.monotonic())
-    for run in runs.values():
-        track.check(run.scenario.track)
+    studied = [config.load(study.labels[AXIS], (*study.fixed, *study.chosen)) for study in sweep.studies]
+    for scenario in (*studied, *(run.scenario for run in runs.values())):
+        track.check(scenario.track)
     if not address:  # the data of a cluster lies on its machines
-        _with_data(run.scenario for run in runs.values() if not finished(run.folder(out)))
-        _with_data(config.load(study.labels[AXIS], (*study.fixed, *study.chosen)) for study in sweep.studies)
+        _with_data([*studied, *(run.scenario for run in runs.values() if not finished(run.folder(out)))])
     out.mkdir(parents=True, exist_ok=True)
     with Lock(out), Journal(out) as journal, listening() as stop:
         sitting = Sitting(
