@@ -14,7 +14,9 @@ from clients.lift import Alone, Stacked
 from clients.losses import Anchors, Batch, Forward, Term
 from clients.losses.cross_entropy import CrossEntropy
 from clients.methods import ClientMethod
+from fedcl import models
 from fedcl.engine import choice
+from fedcl.models.work import multiplications
 from tests.federations import Clients, tiny
 
 MEMORY = "client.memory.size=7"
@@ -178,7 +180,7 @@ def test_compiled_stacks_agree_within_roundings_and_with_themselves():
 
 
 def test_auto_cuts_a_round_into_whole_stacks_of_nearly_equal_size():
-    """Of an mlp 1,000 clients are 16 stacks of 63 in 8 cohorts, 100 are 2 of 50, 5 are 1; a cnn goes one by one."""
+    """Of an mlp 1,000 clients are 16 stacks of 63 in 8 cohorts, 100 are 2 of 50, 5 are 1; a cnn's work counts."""
     found = {}
     for clients in (5, 100, 1000):
         items = f"stream.dataset={{name: synthetic, samples: {4 * clients}}}"
@@ -186,9 +188,24 @@ def test_auto_cuts_a_round_into_whole_stacks_of_nearly_equal_size():
         engine = choice.resolve(tiny(*settings, "engine.cohort=auto", "engine.stack=auto"))[0].engine
         found[clients] = (engine.stack, engine.cohort)
     assert found == {5: (5, 5), 100: (50, 50), 1000: (63, 126)}
-    cnn = ("model={name: cnn, width: 2}", "stream.dataset=digits", "stream.partition=iid", "stream.clients=100")
-    engine = choice.resolve(tiny(*cnn, "engine.device=cpu", "engine.cohort=auto", "engine.stack=auto"))[0].engine
-    assert (engine.stack, engine.cohort) == (1, 4)
+    images = ("stream.dataset=digits", "stream.partition=iid", "stream.clients=100", "engine.device=cpu")
+    for width, expected in ((16, (50, 50)), (64, (12, 24)), (96, (1, 4))):
+        cnn = (f"model={{name: cnn, width: {width}}}", "engine.cohort=auto", "engine.stack=auto")
+        engine = choice.resolve(tiny(*images, *cnn))[0].engine
+        assert (engine.stack, engine.cohort) == expected
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "expected"),
+    [
+        ("{name: mlp, width: 5, depth: 2}", (4,), 4 * 5 + 5 * 5 + 5 * 3),
+        # 8 x 8 places of 9 inputs, 4 x 4 of 2 * 9; 2 x 2 places of 4 channels; the hidden layer has 64 units.
+        ("{name: cnn, width: 2}", (8, 8), 64 * 9 * 2 + 16 * 18 * 4 + 16 * 64 + 64 * 3),
+    ],
+)
+def test_the_multiplications_of_a_sample_are_those_of_its_layers(model: str, shape: tuple[int, ...], expected: int):
+    module = models.make(tiny(f"model={model}").model, shape, 3, 0)
+    assert multiplications(module, shape) == expected
 
 
 @pytest.mark.parametrize(
@@ -196,9 +213,13 @@ def test_auto_cuts_a_round_into_whole_stacks_of_nearly_equal_size():
     [(128, 64, 2, "inline"), (129, 64, 2, "ray"), (8, 1, 2, "inline"), (9, 1, 2, "ray"), (1000, 1, 1, "inline")],
 )
 def test_auto_starts_workers_where_a_round_has_work_for_them(asked: int, stack: int, workers: int, kind: str):
-    """Clients that are trained one by one have long steps: some are enough."""
+    """Clients that are trained one by one, or whose samples are much work, have long steps: some are enough."""
     settings = ("engine.kind=auto", "engine.cohort=64", f"engine.stack={stack}", f"engine.workers={workers}")
-    scenario = tiny(*settings)
-    asking = replace(scenario, server=replace(scenario.server, clients_per_round=asked))
+    many = ("stream.clients=1000", "stream.dataset={name: synthetic, samples: 4000}", "stream.partition=iid")
+    asking = tiny(
+        "stream.tasks=1", *many, *settings, f"server.clients_per_round={asked}", "model={name: mlp, width: 64}"
+    )
     assert choice.kind(asking) == kind
     assert choice.kind(replace(asking, engine=replace(asking.engine, address="10.0.0.1:6379"))) == "ray"
+    large = replace(asking, model=replace(asking.model, width=6000))  # too much work for one process
+    assert choice.kind(large) == ("ray" if asked > 8 and workers > 1 else "inline")

@@ -7,6 +7,8 @@ import math
 from dataclasses import replace
 from typing import Literal
 
+from torch import nn
+
 import fedcl.models
 from fedcl.config import Scenario
 from fedcl.errors import ConfigError
@@ -15,13 +17,15 @@ from fedcl.models.work import multiplications
 from fedcl.streams import Stream
 from fedcl.world import as_text, world
 
-# Multiplications of a sample, and parameters, beyond which a CPU gains nothing from a stack (docs/performance.md).
-STACKED_WORK = 300_000
+# Multiplications of a sample and parameters up to which a stack pays on a CPU; measured: docs/performance.md.
+STACKED_WORK, STACKED_PARAMETERS = 1_500_000, 200_000
 STACK = 64  # clients: beyond that the stack leaves the caches, and the work around a step is small already
+WORK = 16_000_000  # multiplications of a sample of every client in a stack: bounds what a step keeps in memory
 COHORTS, COHORTS_ALONE = 8, 32  # that a round is cut into: stacked clients are small, others are worth a worker each
 MOST_STACKS = 16  # of a cohort: what is lost with a worker
-# Clients of a round that are trained in this process, where nobody says otherwise: stacked ones, and one by one.
+# Clients of a round that are trained in this process, where nobody says otherwise: small ones in stacks, and others.
 INLINE, INLINE_ALONE = 128, 8
+SMALL = 1_000_000  # multiplications of a sample of every client of a round
 
 
 def device(scenario: Scenario) -> Literal["cpu", "cuda"]:
@@ -46,14 +50,21 @@ def stack(scenario: Scenario, stream: Stream, device: str) -> int:
     engine, asked = scenario.engine, _asked(scenario)
     if isinstance(engine.stack, int):
         return engine.stack
+    module, work = _model(scenario, stream)
+    large = work > STACKED_WORK or sum(each.numel() for each in module.parameters()) > STACKED_PARAMETERS
+    if device == "cpu" and large:
+        return 1
+    most = STACK if device == "cuda" else min(STACK, max(1, WORK // work))
+    most = min(asked, most if isinstance(engine.cohort, str) else engine.cohort)
+    return math.ceil(asked / math.ceil(asked / most))
+
+
+def _model(scenario: Scenario, stream: Stream) -> tuple[nn.Module, int]:
+    """Return the model, and the multiplications of a sample."""
     data = stream.dataset
     shape = tuple(data.x.shape[1:])
     module = fedcl.models.make(scenario.model, shape, data.classes, scenario.seed)
-    size = max(multiplications(module, shape), sum(each.numel() for each in module.parameters()))
-    if device == "cpu" and size > STACKED_WORK:
-        return 1
-    most = min(asked, STACK if isinstance(engine.cohort, str) else engine.cohort)
-    return math.ceil(asked / math.ceil(asked / most))
+    return module, multiplications(module, shape)
 
 
 def cohort(scenario: Scenario, stack: int) -> int:
@@ -99,5 +110,10 @@ def kind(scenario: Scenario) -> str:
     engine = scenario.engine
     if engine.kind != "auto":
         return engine.kind
-    few = INLINE_ALONE if engine.stack == 1 else INLINE
-    return "ray" if engine.address or (workers(scenario)[0] > 1 and _asked(scenario) > few) else "inline"
+    asked = _asked(scenario)
+    if engine.address:
+        return "ray"
+    if workers(scenario)[0] == 1 or asked <= INLINE_ALONE:
+        return "inline"
+    small = engine.stack != 1 and asked * _model(scenario, world(as_text(scenario))[1])[1] <= SMALL
+    return "inline" if small and asked <= INLINE else "ray"
