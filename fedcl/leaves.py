@@ -45,7 +45,8 @@ def leaf(cls: type, name: str, value: Any, path: str) -> Any:
     """
     declared = next(each.type for each in fields(cls) if each.name == name)
     if get_origin(declared) is list and isinstance(value, str):
-        raise ConfigError(f"{path} = {shown(value)}: must be a list: {path}=[{value}]")
+        quoted = shown(value)
+        raise ConfigError(f"{path} = {quoted}: must be a list: {path}=[{quoted[1:-1]}]")
     try:
         if type(value) is int and float in get_args(declared):
             value = float(value)  # OmegaConf converts for a plain float, not inside a union

@@ -388,8 +388,8 @@ GRID = {
     "grid": {
         "method": {
             "finetune": {"client.method": "finetune"},
-            "er": {"client.method": "er"},
-            "derpp": {"client.method": "derpp"},
+            "er": {"client.method": "er", "client.memory.size": 24},
+            "derpp": {"client.method": "derpp", "client.memory.size": 24},
             "fot": {"client.method": "finetune", "server.method": "fot"},
         }
     },
