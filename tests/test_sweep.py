@@ -184,10 +184,10 @@ def test_points_of_one_configuration_are_one_run(tmp_path: Path) -> None:
 # What is run. Each sweep is a command of its own, with a Ray of its own.
 
 
-def swept_by(path: Path, out: Path, *options: str) -> tuple[int, str]:
+def swept_by(path: Path, out: Path, *options: str, timeout: float = 300) -> tuple[int, str]:
     """Return exit code and stderr of the command."""
     command = [sys.executable, "-m", "fedcl", "sweep", str(path), "--out", str(out), "--quiet", *options]
-    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=300)
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=timeout)
     return done.returncode, done.stderr
 
 
@@ -384,7 +384,7 @@ def test_a_folder_without_a_sweep_is_refused(tmp_path: Path) -> None:
 
 GRID = {
     "scenarios": ["split-digits", "task-digits", "split-digits-async"],
-    "set": {"stream.schedule.rounds_per_task": 4, "engine.kind": "inline"},
+    "set": {"stream.schedule.rounds_per_task": 2, "client.epochs": 1},
     "grid": {
         "method": {
             "finetune": {"client.method": "finetune"},
@@ -406,7 +406,7 @@ def test_a_sweep_that_is_killed_three_times_ends_as_one_that_is_not(tmp_path: Pa
     Same results.json of every run, times apart, and no finished run done twice.
     """
     path, killed = written(tmp_path, GRID), tmp_path / "killed"
-    assert swept_by(path, tmp_path / "straight") == (0, "")
+    assert swept_by(path, tmp_path / "straight", timeout=1200) == (0, "")
     undisturbed = runs.planned(spec.read(str(path)))
     assert len(undisturbed) == 60
     command = [sys.executable, "-m", "fedcl", "sweep", str(path), "--out", str(killed), "--quiet"]
@@ -419,7 +419,7 @@ def test_a_sweep_that_is_killed_three_times_ends_as_one_that_is_not(tmp_path: Pa
         assert child.poll() is None, moments
         os.killpg(child.pid, signal.SIGKILL)
         child.wait()
-    assert swept_by(path, killed) == (0, "")
+    assert swept_by(path, killed, timeout=1200) == (0, "")
     for key in undisturbed:
         one, other = (json.loads((tmp_path / name / "runs" / key / "results.json").read_text()) for name in FOLDERS)
         assert one.keys() == other.keys()
