@@ -55,16 +55,9 @@ def _options(
     pass
 
 
-_SCENARIO = typer.Argument(help="A name (fedcl list scenarios) or a YAML file.", autocompletion=completion.scenarios)
-Scenario = Annotated[str, _SCENARIO]
-OptionalScenario = Annotated[str | None, _SCENARIO]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[KEY=VALUE]...", help="Settings to change: client.optimizer.lr=0.05",
-        autocompletion=completion.overrides,
-    ),
-]  # fmt: skip
+Scenario = Annotated[str, completion.scenario()]
+OptionalScenario = Annotated[str | None, completion.scenario()]
+Overrides = Annotated[list[str] | None, completion.settings("Settings to change: client.optimizer.lr=0.05")]
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="A run directory.")]
 
 
@@ -229,11 +222,6 @@ def _doctor() -> int:
     return FAILED if broken else OK
 
 
-def _check_run(directory: Path) -> None:
-    if not (directory / "events.jsonl").is_file():
-        raise ConfigError(f"{str(directory)!r} is no run directory: it has no events.jsonl")
-
-
 @app.command("predict")
 def _predict(
     directory: Directory,
@@ -246,7 +234,6 @@ def _predict(
     from fedcl import result
     from fedcl.predict import fit, known_task, predict, read_inputs
 
-    _check_run(directory)
     run = result.read(directory)
     stream, model, classifier = run.stream(), run.model(), run.classifier()
     task = known_task(task, stream)

@@ -24,12 +24,7 @@ def _numbers(text: str) -> list[int]:
 
 def bench(
     overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[KEY=VALUE]...",
-            help="Settings to change, for everybody: engine.kind=ray",
-            autocompletion=completion.overrides,
-        ),
+        list[str] | None, completion.settings("Settings to change, for everybody: engine.kind=ray")
     ] = None,
     workload: Annotated[
         str | None,

@@ -114,18 +114,8 @@ def _run_directory(state: Path, scenario: "config.Scenario | None", resume: bool
 @server.command("run", hidden=True)
 def _serve(
     state: State,
-    scenario: Annotated[
-        str | None,
-        typer.Argument(help="A name (fedcl list scenarios) or a YAML file.", autocompletion=completion.scenarios),
-    ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[KEY=VALUE]...",
-            help="Settings to change: server.deadline=600",
-            autocompletion=completion.overrides,
-        ),
-    ] = None,
+    scenario: Annotated[str | None, completion.scenario()] = None,
+    overrides: Annotated[list[str] | None, completion.settings("Settings to change: server.deadline=600")] = None,
     port: Annotated[int, typer.Option(help="Where it listens.", min=1, max=65535)] = PORT,
     host: Annotated[str, typer.Option(help="Address at which it listens; 0.0.0.0: at all of them.")] = "127.0.0.1",
     tls: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of fedcl certs; without: plain text.")] = None,

@@ -24,12 +24,7 @@ def sweep(
         str,
         typer.Argument(metavar="SWEEP", help="A shipped sweep or a sweep file.", autocompletion=completion.sweeps),
     ],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[KEY=VALUE]...", help="Settings to change in every run.", autocompletion=completion.overrides
-        ),
-    ] = None,
+    overrides: Annotated[list[str] | None, completion.settings("Settings to change in every run.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Its folder; default: runs/sweeps/NAME.")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the runs and where they stand; run nothing.")

@@ -1,4 +1,7 @@
-"""What a shell completes: names of scenarios, sweeps and topics, and KEY=VALUE. Imports nothing that computes."""
+"""What a shell completes: scenarios, sweeps, topics, KEY=VALUE; and the arguments that take them.
+
+Imports nothing that computes.
+"""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import Field, fields, is_dataclass
@@ -7,6 +10,16 @@ from typing import Any, Literal, get_args, get_origin
 import typer
 
 from fedcl.shipped import scenario_names, sweep_names
+
+
+def settings(help: str) -> Any:
+    """Return the argument [KEY=VALUE]... of a command."""
+    return typer.Argument(metavar="[KEY=VALUE]...", help=help, autocompletion=overrides)
+
+
+def scenario() -> Any:
+    """Return the argument SCENARIO of a command."""
+    return typer.Argument(help="A name (fedcl list scenarios) or a YAML file.", autocompletion=scenarios)
 
 
 def _begun(names: Iterable[str], incomplete: str) -> list[str]:

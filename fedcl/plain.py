@@ -1,6 +1,7 @@
 """Plain values: what YAML text says, as dicts, lists, numbers and strings."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
@@ -27,3 +28,18 @@ def parse(text: str, source: str) -> Plain:
         raise ConfigError(f"{source} is not a readable YAML scenario: it must be a block of named settings") from error
     except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise ConfigError(f"{source} is not a readable YAML scenario: {' '.join(str(error).split())[:200]}") from error
+
+
+def leaves(plain: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values of nested blocks by dotted key; an empty block is a value."""
+    for name, value in plain.items():
+        key = f"{above}.{name}" if above else str(name)
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, key)
+        else:
+            yield key, value
+
+
+def flat_texts(plain: Mapping[str, Any]) -> dict[str, str]:
+    """Return nested blocks as dotted keys with their values as text."""
+    return {key: value if isinstance(value, str) else json.dumps(value, default=str) for key, value in leaves(plain)}

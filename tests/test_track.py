@@ -17,7 +17,8 @@ from fedcl.engine import flower
 from fedcl.engine.inline import InlineGrid
 from fedcl.errors import ConfigError
 from fedcl.journal import read_events
-from fedcl.track.scalars import figures, parameters, scalars
+from fedcl.plain import flat_texts
+from fedcl.track.scalars import figures, scalars
 from server.app import app
 from tests.federations import hashes, tiny
 from tests.nodes import Death
@@ -144,7 +145,7 @@ def test_figures_and_parameters_are_flat() -> None:
     assert figures(results) == {
         "metrics.acc": 0.5, "cost.seconds": 2.0, "cost.memory.process": 9.0, "clients.acc.worst": 0.25,
     }  # fmt: skip
-    assert parameters({"a": {"b": 1, "c": []}, "d": "x", "e": None, "f": {}}) == {
+    assert flat_texts({"a": {"b": 1, "c": []}, "d": "x", "e": None, "f": {}}) == {
         "a.b": "1", "a.c": "[]", "d": "x", "e": "null", "f": "{}",
     }  # fmt: skip
 
@@ -225,7 +226,7 @@ def test_a_store_of_mlflow_says_what_the_journal_says(tmp_path: Path, mlflow_sto
     assert run.info.status == "FINISHED"
     assert run.info.run_name == f"{tmp_path.name}/run"
     assert run.data.tags["fedcl.directory"] == str(outcome.directory)
-    assert run.data.params == parameters(config.as_dict(outcome_config(outcome)))
+    assert run.data.params == flat_texts(config.as_dict(outcome_config(outcome)))
     assert mlflow_store.is_dir()
 
 

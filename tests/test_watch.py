@@ -452,6 +452,27 @@ def test_how_a_sweep_has_ended(
     assert printed(capsys, "--once", str(sweep), code=code).splitlines()[-1] == last.format(out=sweep)
 
 
+def test_a_search_has_not_ended_while_it_may_choose_more(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its plan has no run before the best settings are known; those that it tries come by in the journal."""
+    write_plan(tmp_path, "tiny", "", [], {"studies": [{"best": None}]})
+    with Journal(tmp_path) as journal:
+        journal.write({"event": "sweep", "name": "tiny", "studies": 1, "command": ""})
+        journal.write({"event": "run_start", "key": "key0", "title": "small trial=0 seed=7"})
+    with Lock(tmp_path):
+        assert "  small trial=0 seed=7: round 0" in printed(capsys, "--once", str(tmp_path), code=0).splitlines()
+    with Journal(tmp_path) as journal:
+        journal.write(ended(0, "pruned"))
+    with Lock(tmp_path):
+        assert watch(tmp_path).look() == ""
+    assert printed(capsys, "--once", str(tmp_path), code=1).splitlines()[-1].startswith("died: ")
+    write_plan(tmp_path, "tiny", "", [point(1)], {"studies": [{"best": {"trial": 0}}]})
+    assert printed(capsys, "--once", str(tmp_path), code=1).splitlines()[-1].startswith("died: ")
+    with Journal(tmp_path) as journal:
+        journal.write({"event": "run_start", "key": "key1", "title": ""})
+        journal.write(ended(1, "done"))
+    assert printed(capsys, "--once", str(tmp_path), code=0).splitlines()[-1] == f"finished: {tmp_path}"
+
+
 def test_a_sweep_that_has_ended_took_as_long_as_it_wrote(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with Journal(sweep) as journal:
         for number in (1, 2, 3):

@@ -115,5 +115,7 @@ def kind(scenario: Scenario) -> str:
         return "ray"
     if workers(scenario)[0] == 1 or asked <= INLINE_ALONE:
         return "inline"
-    small = engine.stack != 1 and asked * _model(scenario, world(as_text(scenario))[1])[1] <= SMALL
-    return "inline" if small and asked <= INLINE else "ray"
+    if engine.stack == 1 or asked > INLINE:
+        return "ray"
+    _, work = _model(scenario, world(as_text(scenario))[1])
+    return "inline" if asked * work <= SMALL else "ray"

@@ -1,12 +1,12 @@
 """Runs that differ in nothing but the seed, together; and in which settings such groups differ."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from fedcl.config import PLACE
+from fedcl.plain import flat_texts
 from fedcl.report.lines import REST, Line
 from fedcl.report.runs import Run
 from fedcl.report.style import NAMED
@@ -14,19 +14,6 @@ from fedcl.report.svg import Points
 from fedcl.statistics import Spread, spread
 
 MANY_SETTINGS = 2  # in a name; groups that differ in more are numbered
-
-
-def flattened(config: dict[str, Any]) -> dict[str, str]:
-    """Return a configuration as dotted keys with their values as text."""
-    return dict(_leaves(config, ""))
-
-
-def _leaves(value: Any, key: str) -> Iterator[tuple[str, str]]:
-    if isinstance(value, dict) and value:
-        for name, each in value.items():
-            yield from _leaves(each, f"{key}.{name}" if key else str(name))
-    else:
-        yield key, value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 @dataclass(frozen=True)
@@ -106,7 +93,7 @@ def _identity(run: Run) -> str:
 def _compared(run: Run, *left_out: str) -> dict[str, str]:
     """Return the settings of a run that say what comes out, the seed and those named left out."""
     apart = {"seed", *PLACE, *left_out}
-    return {key: value for key, value in flattened(run.settings).items() if key not in apart}
+    return {key: value for key, value in flat_texts(run.settings).items() if key not in apart}
 
 
 def grouped(runs: Sequence[Run]) -> list[Group]:

@@ -14,7 +14,7 @@ from fedcl.report.groups import Group, grouped
 from fedcl.report.runs import Run, read_run
 from fedcl.report.svg import written
 from fedcl.sweeps import tables
-from fedcl.sweeps.folder import PLAN, read_plan, run_folders
+from fedcl.sweeps.folder import is_sweep, read_plan, run_folders
 
 FOLDER = Path(__file__).parent
 OPEN = 3  # runs up to which all of them are unfolded
@@ -40,7 +40,7 @@ def read(directories: Sequence[Path]) -> Material:
         ConfigError: one holds no run, or is damaged.
     """
     runs: list[Run] = []
-    sweeps = [directory for directory in directories if (directory / PLAN).is_file()]
+    sweeps = [directory for directory in directories if is_sweep(directory)]
     for directory in directories:
         folders = run_folders(directory)
         points = read_plan(directory)["points"] if directory in sweeps else []

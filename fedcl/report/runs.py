@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 
 from fedcl.errors import ConfigError, FederationError
-from fedcl.journal import ERRORS, EVENTS, read_events
+from fedcl.journal import ERRORS, EVENTS, RESULTS, read_events
 from fedcl.log import Log, collect
 from fedcl.report import text
 from fedcl.report.svg import Points
@@ -253,7 +253,7 @@ def _optional(path: Path) -> str:
 def _recorded(directory: Path) -> dict[str, Any] | None:
     """Return results.json if it is there, whole and of a known schema."""
     try:
-        results = json.loads(_optional(directory / "results.json"))
+        results = json.loads(_optional(directory / RESULTS))
     except json.JSONDecodeError:
         return None
     return results if isinstance(results, dict) and results.get("schema") == SCHEMA else None

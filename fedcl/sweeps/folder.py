@@ -46,6 +46,15 @@ def read_plan(out: Path) -> dict[str, Any]:
     return plan
 
 
+def planned_folders(out: Path) -> dict[str, Path]:
+    """Return the run directories that a sweep's plan asks for, by key, in its order.
+
+    Raises:
+        ConfigError: the folder holds no sweep.
+    """
+    return {key: run_folder(out, key) for key in (str(point["key"]) for point in read_plan(out)["points"])}
+
+
 def run_folders(directory: Path) -> list[Path]:
     """Return the runs of a sweep that have begun; of a folder that holds no sweep, the folder itself.
 
@@ -54,8 +63,7 @@ def run_folders(directory: Path) -> list[Path]:
     """
     if not is_sweep(directory):
         return [directory]
-    keys = dict.fromkeys(str(point["key"]) for point in read_plan(directory)["points"])
-    found = [folder for key in keys if ((folder := run_folder(directory, key)) / EVENTS).is_file()]
+    found = [folder for folder in planned_folders(directory).values() if (folder / EVENTS).is_file()]
     if not found:
         raise ConfigError(f"{str(directory)!r}: no run of this sweep has begun; fedcl sweep begins them")
     return found

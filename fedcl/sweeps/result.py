@@ -7,7 +7,7 @@ from typing import Any
 from fedcl.journal import finished
 from fedcl.result import Result, read
 from fedcl.sweeps import tables
-from fedcl.sweeps.folder import read_plan, run_folder
+from fedcl.sweeps.folder import planned_folders, read_plan
 from fedcl.sweeps.state import FAILED
 from fedcl.sweeps.tables import METRIC, Found, Row
 
@@ -27,7 +27,7 @@ class SweepResult:
     @property
     def results(self) -> list[Result]:
         """The runs that have begun, in the order of the sweep."""
-        folders = dict.fromkeys(run_folder(self.directory, str(point["key"])) for point in self.plan)
+        folders = planned_folders(self.directory).values()
         return [read(folder) for folder in folders if (folder / "config.yaml").is_file()]
 
     @property
@@ -36,8 +36,8 @@ class SweepResult:
         from fedcl.sweeps.sitting import outcomes  # with the engine, which reading does not need
 
         last, found = outcomes(self.directory), []
-        for key in dict.fromkeys(str(point["key"]) for point in self.plan):
-            folder, event = run_folder(self.directory, key), last.get(key)
+        for key, folder in planned_folders(self.directory).items():
+            event = last.get(key)
             if event and event["status"] == FAILED and not finished(folder):
                 found.append({"run": event["title"], "error": event["error"], "directory": folder})
         return found

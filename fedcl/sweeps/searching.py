@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedcl.errors import ConfigError
-from fedcl.journal import finished
+from fedcl.journal import RESULTS, finished
 from fedcl.sweeps.advice import Adviser, Told, Trial
 from fedcl.sweeps.best import write_best
 from fedcl.sweeps.folder import run_folder
@@ -99,7 +99,7 @@ class Hunt:
         Raises:
             ConfigError: it has no such figure.
         """
-        results = json.loads((run.folder(self._sitting.out) / "results.json").read_text())
+        results = json.loads((run.folder(self._sitting.out) / RESULTS).read_text())
         value = value_of(results, self._search.metric)
         if value is None:
             why = results["absent"].get(self._search.metric, "unknown")

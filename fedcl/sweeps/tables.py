@@ -2,14 +2,13 @@
 
 import csv
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fedcl.errors import ConfigError, nearest
-from fedcl.journal import replace_file, write_json
+from fedcl.journal import read_results, replace_file, write_json
 from fedcl.statistics import Paired, Spread, adjusted, paired, ranks, spread
 from fedcl.sweeps.axes import AXIS, titled
 from fedcl.sweeps.folder import read_plan, run_folder
@@ -75,8 +74,7 @@ def collect(out: Path, metric: str = METRIC) -> Found:
     values: dict[tuple[tuple[str, str], ...], dict[int, float]] = {}
     for point in plan["points"]:
         mine = values.setdefault(tuple(point["labels"].items()), {})
-        path = run_folder(out, point["key"]) / "results.json"
-        results = json.loads(path.read_text()) if path.is_file() else None
+        results = read_results(run_folder(out, point["key"]))
         if results and results["status"] == "finished" and (value := value_of(results, metric)) is not None:
             mine[point["seed"]] = value
     rows = [

@@ -14,7 +14,8 @@ from fedcl import config
 from fedcl.config import Scenario
 from fedcl.errors import ConfigError
 from fedcl.journal import Event, Journal, read_events, read_results
-from fedcl.track.scalars import figures, parameters, scalars
+from fedcl.plain import flat_texts
+from fedcl.track.scalars import figures, scalars
 from fedcl.track.tracker import About, Tracker
 
 LONGEST = 700  # characters of an error in the journal: what MLflow says of its stores has the remedy at its end
@@ -88,7 +89,7 @@ class Tracking:
         """Open a tracker and hand on what the journal has, the event that is being told included."""
         module, _, cls = TRACKERS[name][2].partition(":")
         folder = self._journal.folder
-        about = About(folder=folder, name=self._scenario.name, parameters=parameters(config.as_dict(self._scenario)))
+        about = About(folder=folder, name=self._scenario.name, parameters=flat_texts(config.as_dict(self._scenario)))
         self._open[name] = tracker = getattr(importlib.import_module(module), cls)(about)
         for event in read_events(folder):
             _hand(tracker, event)

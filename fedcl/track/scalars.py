@@ -1,10 +1,10 @@
-"""What trackers are told: the scalars of an event, the figures of results.json, the configuration as flat texts."""
+"""What trackers are told: the scalars of an event, the figures of results.json."""
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from fedcl.log import own_accuracy, seen_accuracy
+from fedcl.plain import leaves
 
 Event = Mapping[str, Any]
 BYTES = ("bytes_up", "bytes_down")
@@ -41,19 +41,5 @@ def figures(results: Mapping[str, Any]) -> dict[str, float]:
     """Return the figures of results.json that are known, by dotted key."""
     parts = {key: results.get(key) or {} for key in ("metrics", "cost")}
     parts["clients"] = {key: value for key, value in (results.get("clients") or {}).items() if key != "matrices"}
-    found = dict(_leaves(parts))
+    found = dict(leaves(parts))
     return {key: float(value) for key, value in found.items() if isinstance(value, int | float)}
-
-
-def parameters(plain: Mapping[str, Any]) -> dict[str, str]:
-    """Return a configuration as dotted keys and texts."""
-    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in _leaves(plain)}
-
-
-def _leaves(plain: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in plain.items():
-        key = f"{above}.{name}" if above else name
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, key)
-        else:
-            yield key, value

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fedcl.errors import ConfigError
 from fedcl.journal import EVENTS
-from fedcl.sweeps.folder import PLAN
+from fedcl.sweeps.folder import is_sweep
 from fedcl.watch.pulse import Pulse
 from fedcl.watch.run import RunWatch
 from fedcl.watch.sweep import SweepWatch
@@ -26,7 +26,7 @@ def watch(directory: Path, *, once: bool = False) -> RunWatch | SweepWatch:
         ConfigError: it is none of them.
     """
     directory = directory.absolute()
-    if (directory / PLAN).is_file():
+    if is_sweep(directory):
         return SweepWatch(directory, Pulse([directory], patient=not once))
     for folder, others in ((directory, []), (directory / "run", [directory])):
         if any((folder / name).is_file() for name in ("config.yaml", EVENTS)):

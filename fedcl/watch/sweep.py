@@ -105,7 +105,13 @@ class SweepWatch:
                 state.errors[key] = event["error"]
 
     def _settle(self) -> None:
-        """Look what has become of runs whose sweep is gone: they have finished, or wait for the next sitting."""
+        """Look what has become of runs whose sweep is gone: they have finished, or wait for the next sitting.
+
+        A search may have planned some since it began.
+        """
+        planned = self._planned()
+        self._state.runs = {**planned.runs, **self._state.runs}
+        self._state.status = {**planned.status, **self._state.status}
         for key, how in self._state.status.items():
             if how == RUNNING:
                 self._state.status[key] = DONE if finished(self._state.runs[key].folder(self._out)) else WAITING
