@@ -410,7 +410,7 @@ def test_a_sweep_that_is_killed_three_times_ends_as_one_that_is_not(tmp_path: Pa
     undisturbed = runs.planned(spec.read(str(path)))
     assert len(undisturbed) == 60
     command = [sys.executable, "-m", "fedcl", "sweep", str(path), "--out", str(killed), "--quiet"]
-    moments = sorted(random.SystemRandom().sample(range(1, 55), 3))
+    moments, finished = sorted(random.SystemRandom().sample(range(1, 55), 3)), dict[Path, int]()
     for begun in moments:  # so many runs have a checkpoint
         child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
         while child.poll() is None and len(list(killed.glob("runs/*/checkpoints"))) < begun:
@@ -419,7 +419,11 @@ def test_a_sweep_that_is_killed_three_times_ends_as_one_that_is_not(tmp_path: Pa
         assert child.poll() is None, moments
         os.killpg(child.pid, signal.SIGKILL)
         child.wait()
+        finished = {each: each.stat().st_mtime_ns for each in killed.glob("runs/*/results.json")} | finished
     assert swept_by(path, killed, timeout=1200) == (0, "")
+    cores = len(os.sched_getaffinity(0))  # so many runs are in work at a time
+    assert moments[-1] - cores <= len(finished) < 60, moments
+    assert {each: each.stat().st_mtime_ns for each in finished} == finished, moments  # not one of them was done again
     for key in undisturbed:
         one, other = (json.loads((tmp_path / name / "runs" / key / "results.json").read_text()) for name in FOLDERS)
         assert one.keys() == other.keys()
@@ -430,4 +434,5 @@ def test_a_sweep_that_is_killed_three_times_ends_as_one_that_is_not(tmp_path: Pa
     done = [event["key"] for event in read_events(killed) if event.get("status") == "done"]
     started = Counter(event["key"] for event in read_events(killed) if event["event"] == "run_start")
     assert len(done) == len(set(done)), moments
-    assert 60 < started.total() <= 60 + 3 * len(os.sched_getaffinity(0)), moments  # only what was running, once more
+    # Only what was running is started once more; some of it may have come to its end just before Ray's processes did.
+    assert 60 <= started.total() <= 60 + 3 * cores, moments
