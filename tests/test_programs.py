@@ -180,7 +180,7 @@ def test_compiled_stacks_agree_within_roundings_and_with_themselves():
 
 
 def test_auto_cuts_a_round_into_whole_stacks_of_nearly_equal_size():
-    """Of an mlp 1,000 clients are 16 stacks of 63 in 8 cohorts, 100 are 2 of 50, 5 are 1; a cnn's work counts."""
+    """Of an mlp 1,000 clients are 16 stacks of 63 in 8 cohorts, 100 are 2 of 50, 5 are 1; of a cnn 100 are 10 of 10."""
     found = {}
     for clients in (5, 100, 1000):
         items = f"stream.dataset={{name: synthetic, samples: {4 * clients}}}"
@@ -189,9 +189,12 @@ def test_auto_cuts_a_round_into_whole_stacks_of_nearly_equal_size():
         found[clients] = (engine.stack, engine.cohort)
     assert found == {5: (5, 5), 100: (50, 50), 1000: (63, 126)}
     images = ("stream.dataset=digits", "stream.partition=iid", "stream.clients=100", "engine.device=cpu")
-    for width, expected in ((16, (50, 50)), (64, (12, 24)), (96, (1, 4))):
-        cnn = (f"model={{name: cnn, width: {width}}}", "engine.cohort=auto", "engine.stack=auto")
-        engine = choice.resolve(tiny(*images, *cnn))[0].engine
+    for width, batch, cohort, expected in (
+        (16, 16, "auto", (10, 10)), (64, 16, "auto", (10, 10)), (64, 16, 6, (6, 6)), (64, 16, 60, (10, 60)),
+        (96, 16, "auto", (1, 4)), (64, 32, "auto", (1, 4)),
+    ):  # fmt: skip
+        cnn = (f"model={{name: cnn, width: {width}}}", f"engine.cohort={cohort}", "engine.stack=auto")
+        engine = choice.resolve(tiny(*images, *cnn, f"client.batch={batch}"))[0].engine
         assert (engine.stack, engine.cohort) == expected
 
 

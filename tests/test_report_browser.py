@@ -1,4 +1,6 @@
-"""The report in a real Chromium, on real runs of the demo sweep made small: sorts, filters, never complains.
+"""The report in a real Chromium, on real runs of the demo sweep: sorts, filters, never complains.
+
+The whole sweep is slow; without it, two of its methods are run with a round a task.
 
 FEDCL_SCREENSHOTS=DIR keeps the pictures; they lie in pytest's folder otherwise. No browser is downloaded.
 """
@@ -7,6 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +24,34 @@ from tests.reports import events, record
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium binary on this machine")
-RUNS = 6
 SCHEMES, WIDTHS = ("light", "dark"), (400, 1600)
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
 
 
-@pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The report of two methods with three seeds each, one round a task."""
-    asked = spec.read("demo", ["stream.schedule.rounds_per_task=1", "evaluate.every=1", "engine.kind=inline"])
-    out = tmp_path_factory.mktemp("sweep")
+@dataclass(frozen=True)
+class Page:
+    """A report, and of how many runs it tells."""
+
+    path: Path
+    runs: int
+
+
+@pytest.fixture(scope="module", params=["small", pytest.param("whole", marks=pytest.mark.slow)])
+def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Page:
+    """The report of the demo sweep: whole, or two methods with three seeds each, one round a task."""
+    small, out = request.param == "small", tmp_path_factory.mktemp("sweep")
+    asked = spec.read("demo", ["stream.schedule.rounds_per_task=1", "evaluate.every=1"] if small else [])
     points = []
     for key, run in runs.planned(asked).items():
-        if run.points[0].labels["method"] not in ("er", "derpp"):
+        if small and run.points[0].labels["method"] not in ("er", "derpp"):
             continue
-        assert api.run(run.scenario, out=run.folder(out)).code == 0
+        scenario = replace(run.scenario, engine=replace(run.scenario.engine, kind="inline"))  # as `fedcl sweep` does
+        assert api.run(scenario, out=run.folder(out)).code == 0
         point = run.points[0]
         points.append({"key": key, "labels": dict(point.labels), "seed": point.seed, "overrides": point.overrides})
     write_plan(out, asked.name, "fedcl sweep demo", points)
     write_report([out], out / "report.html")
-    return out / "report.html"
+    return Page(out / "report.html", len(points))
 
 
 @pytest.fixture(scope="module")
@@ -90,13 +101,13 @@ def column(page: Any, head: str) -> list[str]:
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_it_fits_the_screen_and_has_the_systems_colours(
-    report: Path, browser: Any, tmp_path: Path, scheme: str, width: int
+    report: Page, browser: Any, tmp_path: Path, scheme: str, width: int
 ) -> None:
-    with Watched(browser, report, scheme, width) as page:
+    with Watched(browser, report.path, scheme, width) as page:
         for name in ("folded", "unfolded"):
             if name == "unfolded":
                 page.locator("#fold").click()
-                assert page.locator("details.run[open]").count() == RUNS
+                assert page.locator("details.run[open]").count() == report.runs
             assert page.evaluate("document.documentElement.scrollWidth") <= width
             picture = pictures(tmp_path) / f"report-{name}-{scheme}-{width}.png"
             page.screenshot(path=picture, full_page=name == "folded")
@@ -107,8 +118,8 @@ def test_it_fits_the_screen_and_has_the_systems_colours(
         assert max(page.evaluate(edges)) <= width
 
 
-def test_heads_sort_by_number_and_back(report: Path, browser: Any) -> None:
-    with Watched(browser, report) as page:
+def test_heads_sort_by_number_and_back(report: Page, browser: Any) -> None:
+    with Watched(browser, report.path) as page:
         before = column(page, "Forgetting")
         head = page.locator("#runs thead th", has_text="Forgetting")
         head.get_by_role("button").click()
@@ -125,22 +136,22 @@ def test_heads_sort_by_number_and_back(report: Path, browser: Any) -> None:
         assert page.locator("#runs [aria-sort]").count() == 1
 
 
-def test_the_filter_hides_rows_and_their_runs(report: Path, browser: Any) -> None:
-    with Watched(browser, report) as page:
+def test_the_filter_hides_rows_and_their_runs(report: Page, browser: Any) -> None:
+    with Watched(browser, report.path) as page:
         page.locator("#words").fill("ER seed 1")
         visible = page.locator("#runs tbody tr:visible")
         # Every word is a part of the row's: er is one of derpp too.
         assert visible.count() == page.locator("details.run:visible").count() == 2
-        assert page.locator("#shown").inner_text() == f"2 of {RUNS} runs"
+        assert page.locator("#shown").inner_text() == f"2 of {report.runs} runs"
         page.locator("#words").fill("")
         page.locator("#status").select_option("finished")
-        assert visible.count() == RUNS
+        assert visible.count() == report.runs
         page.locator("#words").fill("nothing like this")
-        assert (visible.count(), page.locator("#shown").inner_text()) == (0, f"0 of {RUNS} runs")
+        assert (visible.count(), page.locator("#shown").inner_text()) == (0, f"0 of {report.runs} runs")
 
 
-def test_the_keyboard_reaches_colours_sorting_and_runs(report: Path, browser: Any) -> None:
-    with Watched(browser, report) as page:
+def test_the_keyboard_reaches_colours_sorting_and_runs(report: Page, browser: Any) -> None:
+    with Watched(browser, report.path) as page:
 
         def ground() -> str:
             return str(page.evaluate("getComputedStyle(document.body).backgroundColor"))
@@ -176,23 +187,23 @@ def test_the_keyboard_reaches_colours_sorting_and_runs(report: Path, browser: An
         assert page.locator("details.run[open]").count() == 0
 
 
-def test_it_reads_without_script(report: Path, browser: Any) -> None:
-    with Watched(browser, report, java_script_enabled=False) as page:
-        assert page.locator("#runs tbody tr:visible").count() == RUNS
+def test_it_reads_without_script(report: Page, browser: Any) -> None:
+    with Watched(browser, report.path, java_script_enabled=False) as page:
+        assert page.locator("#runs tbody tr:visible").count() == report.runs
         assert page.locator("button:visible, input:visible").count() == 0
         page.locator("details.run > summary").first.click()
         assert page.locator("details.run[open] figure svg:visible").count() >= 6
 
 
-def test_it_prints_light_with_every_run_unfolded(report: Path, browser: Any, tmp_path: Path) -> None:
-    with Watched(browser, report, "dark") as page:
+def test_it_prints_light_with_every_run_unfolded(report: Page, browser: Any, tmp_path: Path) -> None:
+    with Watched(browser, report.path, "dark") as page:
         page.emulate_media(media="print", color_scheme="dark")
         assert (
             page.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--ink')").strip() == "#171c24"
         )
         assert page.locator("#theme:visible, #words:visible").count() == 0
         page.evaluate("dispatchEvent(new Event('beforeprint'))")
-        assert page.locator("details.run[open]").count() == RUNS
+        assert page.locator("details.run[open]").count() == report.runs
         page.evaluate("dispatchEvent(new Event('afterprint'))")
         assert page.locator("details.run[open]").count() == 0
         (pictures(tmp_path) / "report.pdf").write_bytes(content := page.pdf())

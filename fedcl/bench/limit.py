@@ -1,7 +1,7 @@
 """The least that the arithmetic costs here: written by hand for this very model, in as many processes as workers.
 
-The mlp: K clients at once, forward and gradient by hand with batched products that update the weights in place. A
-convolution gains nothing from that on a CPU: one client after another on one flat buffer, no optimiser object.
+The mlp: K clients at once, forward and gradient by hand with batched products that update the weights in place. The
+cnn: one client after another on one flat buffer, no optimiser object; batched products by hand gain nothing there.
 """
 
 from dataclasses import dataclass

@@ -17,11 +17,13 @@ from fedcl.models.work import multiplications
 from fedcl.streams import Stream
 from fedcl.world import as_text, world
 
-# Multiplications of a sample and parameters up to which a stack pays on a CPU; measured: docs/performance.md.
-STACKED_WORK, STACKED_PARAMETERS = 1_500_000, 200_000
-STACK = 64  # clients: beyond that the stack leaves the caches, and the work around a step is small already
-WORK = 16_000_000  # multiplications of a sample of every client in a stack: bounds what a step keeps in memory
-COHORTS, COHORTS_ALONE = 8, 32  # that a round is cut into: stacked clients are small, others are worth a worker each
+# Multiplications of a client's step and parameters up to which a stack pays on a CPU; measured: docs/performance.md.
+STACKED_WORK, STACKED_PARAMETERS = 36_000_000, 1_100_000
+STACK = 64  # clients: the work around a step is small by then
+# The same of all clients in a stack: bounds what a step keeps in memory, and what it moves through the caches.
+WORK, PARAMETERS = 256_000_000, 4_000_000
+COHORTS, COHORTS_ALONE = 10, 32  # that a round is cut into: stacked clients are small, others are worth a worker each
+LEAST = 8  # clients of a stack, where a round has work for many workers: most of what stacking gains
 MOST_STACKS = 16  # of a cohort: what is lost with a worker
 # Clients of a round that are trained in this process, where nobody says otherwise: small ones in stacks, and others.
 INLINE, INLINE_ALONE = 128, 8
@@ -43,19 +45,24 @@ def device(scenario: Scenario) -> Literal["cpu", "cuda"]:
 
 
 def stack(scenario: Scenario, stream: Stream, device: str) -> int:
-    """Return how many clients are trained with stacked parameters, by the model's work and the device.
+    """Return how many clients are trained with stacked parameters, by the work of a step and the device.
 
-    Stacks of nearly equal size: no round has a short last one.
+    Stacks of nearly equal size: no round has a short last one. A round with work for many workers is cut into as many
+    stacks as it has cohorts, so that none of them waits for the one with the last stack.
     """
     engine, asked = scenario.engine, _asked(scenario)
     if isinstance(engine.stack, int):
         return engine.stack
     module, work = _model(scenario, stream)
-    large = work > STACKED_WORK or sum(each.numel() for each in module.parameters()) > STACKED_PARAMETERS
-    if device == "cpu" and large:
-        return 1
-    most = STACK if device == "cuda" else min(STACK, max(1, WORK // work))
-    most = min(asked, most if isinstance(engine.cohort, str) else engine.cohort)
+    parameters, most = sum(each.numel() for each in module.parameters()), STACK
+    if device == "cpu":
+        step = work * scenario.client.batch
+        if step > STACKED_WORK or parameters > STACKED_PARAMETERS:
+            return 1
+        most = max(1, min(STACK, WORK // step, PARAMETERS // parameters))
+        if asked * work > SMALL:
+            most = min(most, max(LEAST, math.ceil(asked / COHORTS)))
+    most = min(asked, most, engine.cohort if isinstance(engine.cohort, int) else asked)
     return math.ceil(asked / math.ceil(asked / most))
 
 
