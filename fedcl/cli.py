@@ -67,7 +67,7 @@ def _finish(outcome: "Result", quiet: bool) -> int:
 
     from fedcl.console import table
 
-    if not quiet:
+    if outcome.events and not quiet:  # what has not begun has no figures
         Console(highlight=False).print(table(outcome.results))
     if outcome.error:
         _complain(outcome.error)

@@ -63,6 +63,20 @@ def test_another_address_is_one_sentence(address: str, capsys: pytest.CaptureFix
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "way"),
+    [(["run", "split-digits", "engine.kind=ray"], ", or run with engine.kind=inline"), (["sweep", "demo"], "")],
+)
+def test_ray_that_does_not_start_is_one_sentence(words: Sequence[str], way: str, tmp_path: Path) -> None:
+    """Its files cannot be written here; on a machine that is too slow for its patience, it says so likewise."""
+    nowhere = environment(Path("/dev/null/nowhere"))
+    process = fedcl(*words, "--out", str(tmp_path / "out"), env=nowhere, cwd=tmp_path)
+    out, said = process.communicate(timeout=200)
+    why = "[Errno 20] Not a directory: '/dev/null/nowhere'"
+    assert said == f"fedcl: Ray does not start on this machine ({why}); try again if the machine is busy{way}\n"
+    assert (process.returncode, out.split()) == (1, [str(tmp_path / "out")] if way else [])
+
+
 def test_nodes_without_an_address_are_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["sweep", "demo", "--nodes", "2", "--out", str(tmp_path / "out")]) == 2
     assert "--nodes 2: without --address there is no cluster" in capsys.readouterr().err

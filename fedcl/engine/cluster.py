@@ -53,7 +53,7 @@ def start_ray(address: str | None, key: str = "engine.address") -> None:
         key: what the user has set it by.
 
     Raises:
-        FederationError: no cluster answers there, or this machine cannot be part of it.
+        FederationError: no cluster answers there, or this machine cannot be part of it; or Ray does not start here.
         Stopped: SIGTERM came meanwhile.
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -74,8 +74,13 @@ def start_ray(address: str | None, key: str = "engine.address") -> None:
         )
     except SystemExit as error:  # Ray's own answer to a SIGTERM while it starts
         raise Stopped from error
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray says so when a process of its own is late
         why = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        if not address:
+            way = "try again if the machine is busy" + (
+                "" if key.startswith("--") else ", or run with engine.kind=inline"
+            )
+            raise FederationError(f"Ray does not start on this machine ({why}); {way}") from error
         way = "this machine has to be a node of it, with the same Ray, Python and token"
         raise FederationError(f"{key} = {address!r}: no Ray cluster can be joined there ({why}); {way}") from error
     finally:
