@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +40,13 @@ class Page:
 def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Page:
     """The report of the demo sweep: whole, or two methods with three seeds each, one round a task."""
     small, out = request.param == "small", tmp_path_factory.mktemp("sweep")
-    asked = spec.read("demo", ["stream.schedule.rounds_per_task=1", "evaluate.every=1"] if small else [])
+    shorter = ["stream.schedule.rounds_per_task=1", "evaluate.every=1"] if small else []
+    asked = spec.read("demo", ["engine.kind=inline", *shorter])
     points = []
     for key, run in runs.planned(asked).items():
         if small and run.points[0].labels["method"] not in ("er", "derpp"):
             continue
-        scenario = replace(run.scenario, engine=replace(run.scenario.engine, kind="inline"))  # as `fedcl sweep` does
-        assert api.run(scenario, out=run.folder(out)).code == 0
+        assert api.run(run.scenario, out=run.folder(out)).code == 0
         point = run.points[0]
         points.append({"key": key, "labels": dict(point.labels), "seed": point.seed, "overrides": point.overrides})
     write_plan(out, asked.name, "fedcl sweep demo", points)

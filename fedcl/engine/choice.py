@@ -47,8 +47,8 @@ def device(scenario: Scenario) -> Literal["cpu", "cuda"]:
 def stack(scenario: Scenario, stream: Stream, device: str) -> int:
     """Return how many clients are trained with stacked parameters, by the work of a step and the device.
 
-    Stacks of nearly equal size: no round has a short last one. A round with work for many workers is cut into as many
-    stacks as it has cohorts, so that none of them waits for the one with the last stack.
+    Stacks of nearly equal size: no round has a short last one. A round with work for many workers has no fewer stacks
+    than cohorts are wanted, as long as they are not too small, so that no worker waits for the one with the last stack.
     """
     engine, asked = scenario.engine, _asked(scenario)
     if isinstance(engine.stack, int):
@@ -56,10 +56,10 @@ def stack(scenario: Scenario, stream: Stream, device: str) -> int:
     module, work = _model(scenario, stream)
     parameters, most = sum(each.numel() for each in module.parameters()), STACK
     if device == "cpu":
-        step = work * scenario.client.batch
+        step = max(1, work * scenario.client.batch)  # a model of other layers counts none
         if step > STACKED_WORK or parameters > STACKED_PARAMETERS:
             return 1
-        most = max(1, min(STACK, WORK // step, PARAMETERS // parameters))
+        most = min(STACK, WORK // step, PARAMETERS // parameters)
         if asked * work > SMALL:
             most = min(most, max(LEAST, math.ceil(asked / COHORTS)))
     most = min(asked, most, engine.cohort if isinstance(engine.cohort, int) else asked)
