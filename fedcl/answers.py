@@ -172,7 +172,7 @@ def refusal(layout: Layout, flat: Tensor) -> str | None:
     """Return why an answer cannot be taken: wrong length, or numbers that are not finite. None: it can."""
     if flat.shape != (layout.size,):
         return f"the answer has shape {tuple(flat.shape)} instead of ({layout.size},)"
-    if not torch.isfinite(flat.sum()) and not torch.isfinite(flat).all():  # a sum is not finite where an addend is not
+    if not math.isfinite(flat.sum()) and not torch.isfinite(flat).all():  # a sum is not finite where an addend is not
         bad = [name for name, view in layout.views(flat).items() if not torch.isfinite(view).all()]
         return f"numbers that are not finite in {', '.join(bad[:3])}"
     return None

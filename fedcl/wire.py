@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
@@ -35,6 +35,7 @@ from fedcl.orders import (
     TrainReply,
 )
 
+R = TypeVar("R", ArrayRecord, ConfigRecord)
 RAW = "fedcl.raw"
 DIMENSIONS, MOST = 8, 1 << 40  # of an array, and of each of its dimensions: beside a 0, bytes do not bound the others
 HELLO = 1 << 17  # letters of a hello: there is room for as many names as a node may have
@@ -88,13 +89,18 @@ def unpack(record: ArrayRecord) -> dict[str, NDArray[Any]]:
     return {name: _array(name, array) for name, array in record.items()}
 
 
+def _of(record: RecordDict, kind: type[R]) -> dict[str, R]:
+    """Return a message's records of one kind; Flower's own properties make a dict that checks every entry anew."""
+    return {name: held for name, held in record.items() if isinstance(held, kind)}
+
+
 def _config(facts: dict[str, Any]) -> ConfigRecord:
     return ConfigRecord({"json": json.dumps(facts)})
 
 
 def _facts(record: RecordDict) -> dict[str, Any]:
     try:
-        facts = json.loads(str(record.config_records["facts"]["json"]))
+        facts = json.loads(str(_of(record, ConfigRecord)["facts"]["json"]))
     except (KeyError, ValueError, RecursionError) as error:
         raise BadMessage("a message without readable facts") from error
     if not isinstance(facts, dict):
@@ -144,7 +150,7 @@ def decode(record: RecordDict) -> Any:
     cls = KINDS.get(str(facts.get("kind")))
     if cls is None:
         raise BadMessage(f"a message of unknown kind {facts.get('kind')!r}")
-    found: dict[str, Any] = {name: unpack(each) for name, each in record.array_records.items()}
+    found: dict[str, Any] = {name: unpack(each) for name, each in _of(record, ArrayRecord).items()}
     found = {**facts, **found, **found.pop("arrays", {})}
     if "weights" in found and isinstance(found["weights"], dict):
         found["weights"] = found["weights"].get("weights")
@@ -172,8 +178,8 @@ def _errors(listed: Any) -> list[ClientError]:
 
 def size(record: RecordDict) -> tuple[int, int]:
     """Return the bytes of a message's arrays and of its facts, without reading either."""
-    arrays = sum(len(each.data) for held in record.array_records.values() for each in held.values())
-    return arrays, sum(len(str(value)) for held in record.config_records.values() for value in held.values())
+    arrays = sum(len(each.data) for held in _of(record, ArrayRecord).values() for each in held.values())
+    return arrays, sum(len(str(value)) for held in _of(record, ConfigRecord).values() for value in held.values())
 
 
 def text(record: RecordDict, name: str) -> str:
@@ -253,7 +259,7 @@ def hello(clients: NDArray[np.int64], fingerprint: str = "", named: Sequence[str
 
 def hosted(record: RecordDict) -> NDArray[np.int64]:
     """Return the clients that a node says it hosts."""
-    arrays = record.array_records.get("arrays")
+    arrays = _of(record, ArrayRecord).get("arrays")
     clients = unpack(arrays).get("clients") if arrays else None
     if clients is None or clients.ndim != 1 or clients.dtype != np.int64:
         raise BadMessage("a hello without a list of clients")
