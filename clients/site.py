@@ -66,7 +66,7 @@ class Site:
             terms=client.method.terms(),
             transforms=(*client.method.transforms(), *clip),
             optimizer=client.optimizer,
-            data=source(self.stream, "train", self.dtype, self.device),
+            data=source(self.stream, "train", self.dtype, self.device).ready(),
             classes=classes,
             personal=personal_names(self.scenario.model, dict(module.named_parameters())),
             path=self.path,

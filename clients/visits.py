@@ -6,6 +6,7 @@ then only gathers. Every draw is keyed by (client, round, position), never by th
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,11 +93,12 @@ def walk(local: Local, shuffle: Callable[[int], Bits], pools: Pools, *, epochs: 
     Raises:
         ValueError: a pool is empty.
     """
-    wanted = epochs * -(-local.lengths // batch)
-    done, seen, passes = np.zeros_like(wanted), ~local.inside, [_NO_PASS.repeat(len(wanted), axis=1)]
+    wanted, inside = epochs * -(-local.lengths // batch), local.inside
+    done, seen = np.zeros_like(wanted), np.zeros_like(inside)
+    passes = list[tuple[NDArray[Any], ...]]()
     while (done < wanted).any():
-        number = len(passes) - 1
-        pool = pools(number, done) & local.inside
+        number = len(passes)
+        pool = pools(number, done) & inside
         sizes = pool.sum(axis=1)
         if ((sizes == 0) & (done < wanted)).any():
             raise ValueError(f"the curriculum shows nothing in pass {number}")
@@ -104,16 +106,23 @@ def walk(local: Local, shuffle: Callable[[int], Bits], pools: Pools, *, epochs: 
         position = np.arange(index.shape[1])
         step = done[:, None] + position // batch
         real = (position < sizes[:, None]) & (step < wanted[:, None])
-        first = real & ~np.take_along_axis(seen, index, axis=1)
-        rows, columns = np.nonzero(first)
-        seen[rows, index[rows, columns]] = True
-        passes.append(np.stack(np.broadcast_arrays(index, step, position % batch, real, first)))
+        first = real  # a pass shows nothing twice
+        if passes:
+            shown, *_, new = passes[-1]
+            rows, columns = np.nonzero(new)
+            seen[rows, shown[rows, columns]] = True
+            first = real & ~np.take_along_axis(seen, index, axis=1)
+        passes.append(np.broadcast_arrays(index, step, position % batch, real, first))
         done = done + -(-sizes // batch)
-    index, step, column, real, first = np.concatenate(passes, axis=2)
-    return Walk(index=index, step=step, column=column, real=real.astype(np.bool_), first=first.astype(np.bool_))
+    parts = zip(*(passes or [_no_pass(len(wanted))]), strict=True)
+    index, step, column, real, first = (each[0] if len(each) == 1 else np.concatenate(each, axis=1) for each in parts)
+    return Walk(index=index, step=step, column=column, real=real, first=first)
 
 
-_NO_PASS = np.zeros((5, 1, 0), np.int64)
+def _no_pass(clients: int) -> tuple[NDArray[Any], ...]:
+    """Return the columns of a walk on which nobody sees anything."""
+    nothing = np.zeros((clients, 0), np.int64)
+    return (nothing,) * 3 + (nothing.astype(np.bool_),) * 2
 
 
 def _shuffled(shuffle: Bits, pool: NDArray[np.bool_]) -> Ints:
@@ -127,12 +136,15 @@ def batches(local: Local, walked: Walk, *, batch: int) -> Steps:
     """Lay the walk out as (client, step, column)."""
     count = (walked.step.max(axis=1, initial=-1, where=walked.real) + 1).astype(np.int64)
     shape = (len(count), max(1, int(count.max(initial=0))), batch)
-    real, rows = walked.real, walked.rows[walked.real]
-    where, picked = (rows, walked.step[real], walked.column[real]), (rows, walked.index[real])
+    real, rows = walked.real, np.arange(len(count))[:, None]
+    where = ((rows * shape[1] + walked.step) * batch + walked.column)[real]  # in the flat arrays: one index, not three
+    picked, chosen = walked.index[real], (rows * local.items.shape[1] + walked.index)[real]
     items, tasks, index = (np.zeros(shape, np.int64) for _ in range(3))
-    items[where], tasks[where], index[where] = local.items[picked], local.tasks[picked], picked[1]
+    columns = (local.items.reshape(-1)[chosen], local.tasks.reshape(-1)[chosen], picked)
+    for laid, column in zip((items, tasks, index), columns, strict=True):
+        laid.reshape(-1)[where] = column
     weight = np.zeros(shape)
-    weight[where] = 1.0
+    weight.reshape(-1)[where] = 1.0
     weight /= np.maximum(weight.sum(2, keepdims=True), 1)
     return Steps(count=count, items=items, tasks=tasks, index=index, weight=weight)
 

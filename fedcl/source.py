@@ -5,7 +5,7 @@ Both sides use it: clients gather training batches and their own test items, the
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from torch.nn.functional import cross_entropy
 from fedcl import keys
 from fedcl.answers import borrowed
 from fedcl.streams import Stream
+
+READY = 2**23  # numbers of inputs that are kept as the model sees them: 32 MiB in float32
 
 
 @dataclass(frozen=True)
@@ -41,18 +43,28 @@ class Source:
         flat = self.x.index_select(0, items.reshape(-1))
         if self.permutations is not None:
             flat = flat.gather(-1, self.permutations[tasks.reshape(-1)])
-        flat = flat.to(self.dtype)  # a copy already: it is changed in place
-        if self.scale != 1:
-            flat.mul_(self.scale)
-        if self.shift:
-            flat.add_(self.shift)
+        flat = _scaled(flat.to(self.dtype), self.scale, self.shift)  # a copy already
         return flat.view(*items.shape, *self.shape)
+
+    def ready(self) -> "Source":
+        """Return the same with the model inputs made once, if they are few enough to be kept."""
+        if self.x.numel() > READY:
+            return self
+        made = _scaled(self.x.to(self.dtype, copy=True), self.scale, self.shift)
+        return replace(self, x=made, scale=1.0, shift=0.0)
 
     def mask(self, tasks: Tensor) -> Tensor:
         """Return what is added to the logits: (..., classes), or (..., 1) zeros where nothing is masked."""
         if self.masks is None:
             return torch.zeros(*tasks.shape, 1, dtype=self.dtype, device=self.x.device)
         return self.masks[tasks]
+
+
+def _scaled(x: Tensor, scale: float, shift: float) -> Tensor:
+    """Scale and shift in place."""
+    if scale != 1:
+        x.mul_(scale)
+    return x.add_(shift) if shift else x
 
 
 def source(stream: Stream, split: str, dtype: torch.dtype, device: torch.device) -> Source:

@@ -1,9 +1,12 @@
 """Clusters: who can take part, what is said where somebody cannot, runs and sweeps on two nodes, nodes that die."""
 
+import json
+import os
 import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,9 +19,10 @@ from fedcl import addresses, api, config
 from fedcl.cli import main
 from fedcl.console import Progress
 from fedcl.engine import survey
-from fedcl.engine.cluster import Node, room
+from fedcl.engine.cluster import Node, room, worker_environment
 from fedcl.engine.survey import Sight, trouble
 from fedcl.errors import ConfigError
+from fedcl.process import environment as process_environment
 from tests.clusters import (
     ROOT,
     Cluster,
@@ -41,6 +45,20 @@ from fedcl.cli import main
 from fedcl.engine import pool
 pool.PATIENCE = 3
 sys.exit(main(sys.argv[1:]))
+"""
+STARTED = """
+import json, os, ray
+from fedcl.engine.cluster import start_ray, worker_environment
+from fedcl.process import environment
+before = dict(os.environ)
+start_ray(None)
+seen = ray.get(ray.remote(lambda: dict(os.environ)).options(runtime_env=worker_environment()).remote())
+kept = [name for name in environment() if os.environ.get(name) != before.get(name)] == []
+alike = worker_environment()
+os.environ["FEDCL_RECORD"] = "0"
+told = worker_environment()
+actor = ray.remote(lambda: os.environ["FEDCL_RECORD"]).options(runtime_env=told)
+print(json.dumps([seen, kept, alike, told, ray.get(actor.remote())]))
 """
 EXAMPLES = ROOT / "examples" / "cluster"
 TINY = ["stream.schedule.rounds_per_task=1", "stream.tasks=2", "engine.cohort=2"]
@@ -75,6 +93,23 @@ def test_ray_that_does_not_start_is_one_sentence(words: Sequence[str], way: str,
     why = "[Errno 20] Not a directory: '/dev/null/nowhere'"
     assert said == f"fedcl: Ray does not start on this machine ({why}); try again if the machine is busy{way}\n"
     assert (process.returncode, out.split()) == (1, [str(tmp_path / "out")] if way else [])
+
+
+def test_rays_processes_inherit_what_workers_are_to_have(tmp_path: Path) -> None:
+    """Only what has changed since needs a process of its own; this process keeps its own variables."""
+    mine = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "7"}
+    bare = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "FEDCL_", "MALLOC_"))}
+    process = subprocess.run(
+        [sys.executable, "-c", STARTED], env=bare | mine, cwd=tmp_path, capture_output=True, text=True, timeout=200
+    )
+    seen, kept, alike, told, inside = json.loads(process.stdout.splitlines()[-1])
+    assert {name: seen.get(name) for name in process_environment()} == process_environment()
+    assert process_environment()["OMP_NUM_THREADS"] == "1"
+    assert (kept, alike, told, inside) == (True, {}, {"env_vars": {"FEDCL_RECORD": "0"}}, "0")
+
+
+def test_a_ray_that_somebody_else_has_started_is_told_everything(ray_cluster: None) -> None:
+    assert worker_environment() == {"env_vars": process_environment()}
 
 
 def test_nodes_without_an_address_are_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -6,11 +6,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fedcl.config import Scenario, StreamConfig
 from fedcl.errors import ConfigError
+from fedcl.source import source
 from fedcl.streams import Dataset, Stream, build_stream, empty_cells
 from fedcl.streams.datasets import Digits, Synthetic, _digits, held_out
 from fedcl.streams.partition import IID, Dirichlet, Drawn, Shards
@@ -297,3 +299,16 @@ def test_a_million_drawn_clients_take_the_memory_of_a_few():
     assert stream.train.count.strides[0] == 0
     assert stream.train.items.nbytes + stream.train.start.nbytes < 10_000
     assert len(stream.train.cell(999_999, 0)) == 50
+
+
+def test_inputs_made_beforehand_are_the_same_bits(monkeypatch: pytest.MonkeyPatch):
+    stream = build_stream(scenario(kind="domain-incremental", tasks=3, clients=2), Digits().load(None))
+    stored = source(stream, "train", torch.float32, torch.device("cpu"))
+    kept = stored.x.clone()
+    items, tasks = torch.arange(30).view(3, 10), torch.arange(3)[:, None].expand(3, 10)
+    shown = stored.inputs(items, tasks)
+    assert shown.max() == 1.0  # scaled
+    assert torch.equal(stored.ready().inputs(items, tasks), shown)
+    assert torch.equal(stored.x, kept)
+    monkeypatch.setattr("fedcl.source.READY", kept.numel() - 1)
+    assert stored.ready() is stored

@@ -26,6 +26,7 @@ ENVIRONMENT = {
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "PYTHONDONTWRITEBYTECODE": "",  # unset: else every process compiles what is not installed anew, in its first round
 }
 
 

@@ -12,14 +12,17 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fedcl.errors import FederationError
 from fedcl.interrupt import Stopped
+from fedcl.process import environment
 
 ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"  # asked of the head; refused where a token is missing
 KNOCK = 5.0  # seconds in which a cluster answers, or there is none
 PATIENCE = 300.0  # seconds in which the nodes of a cluster come
 LOOK = 0.2  # seconds between two looks at which nodes are there
+_inherited: dict[str, dict[str, str]] = {}  # by the address of a Ray: the variables that it was started with here
 
 
 def _knock(address: str, key: str) -> None:
@@ -64,7 +67,9 @@ def start_ray(address: str | None, key: str = "engine.address") -> None:
         return
     if there := os.environ.get("RAY_ADDRESS") if address == "auto" else address:
         _knock(there, key)
-    handler = signal.getsignal(signal.SIGTERM)
+    handler, variables = signal.getsignal(signal.SIGTERM), {} if address else environment()
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         ray.init(  # "local": without it Ray joins whatever cluster was started on this machine last
             address=address or "local",
@@ -72,6 +77,7 @@ def start_ray(address: str | None, key: str = "engine.address") -> None:
             log_to_driver=True,
             logging_level="ERROR",
         )
+        _inherited[ray.get_runtime_context().gcs_address] = variables
     except SystemExit as error:  # Ray's own answer to a SIGTERM while it starts
         raise Stopped from error
     except Exception as error:  # Ray says so when a process of its own is late
@@ -84,8 +90,23 @@ def start_ray(address: str | None, key: str = "engine.address") -> None:
         way = "this machine has to be a node of it, with the same Ray, Python and token"
         raise FederationError(f"{key} = {address!r}: no Ray cluster can be joined there ({why}); {way}") from error
     finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray puts one of its own there, which exits at once
+
+
+def worker_environment() -> dict[str, Any]:
+    """Return what a call or an actor is to have as `runtime_env`, beside what Ray's processes have inherited.
+
+    A process with variables of its own is started when it is asked for, which takes more than a second; those that Ray
+    keeps ready for its first calls have none.
+    """
+    import ray
+
+    inherited = _inherited.get(ray.get_runtime_context().gcs_address, {})
+    lacking = {name: value for name, value in environment().items() if inherited.get(name) != value}
+    return {"env_vars": lacking} if lacking else {}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,6 @@ from typing import Any
 from fedcl.engine import cluster
 from fedcl.engine.worker import found
 from fedcl.errors import ConfigError, FederationError
-from fedcl.process import environment
 
 DEATHS = 2  # a call whose process dies is made again so often; what it has left on disk it finds there
 CANCELLED = "cancelled"  # what a call comes to that was asked to end
@@ -49,7 +48,7 @@ class Pool:
         self._ray = ray
         self._task = ray.remote(call).options(
             num_cpus=cpus, num_gpus=gpus, max_retries=DEATHS, retry_exceptions=False,
-            runtime_env={"env_vars": environment()},
+            runtime_env=cluster.worker_environment(),
         )  # fmt: skip
         self._size, self._at_once = (cpus, gpus), at_once
         self._waiting: list[tuple[str, str, tuple[Any, ...]]] = []

@@ -25,7 +25,6 @@ from fedcl.engine.worker import EMPTY, Worker
 from fedcl.errors import ConfigError
 from fedcl.fingerprint import fingerprint
 from fedcl.orders import Order, TrainOrder
-from fedcl.process import environment
 from fedcl.streams import Stream
 
 CALLS_PER_WORKER = 2
@@ -101,7 +100,7 @@ class RayGrid(LocalGrid):
         self._stream = ray.put(stream)
         actor = ray.remote(Worker).options(
             num_cpus=1, num_gpus=gpus, max_restarts=-1, max_task_retries=0,
-            runtime_env={"env_vars": environment()},
+            runtime_env=cluster.worker_environment(),
         )  # fmt: skip
         self._workers = [actor.remote(config) for _ in range(workers)]
         self._idle, self._queue = deque(self._workers * SLOTS), deque[Call]()
@@ -124,6 +123,8 @@ class RayGrid(LocalGrid):
             if late and time.monotonic() > told:
                 wait(len(self._workers) - len(late))
                 told = float("inf")
+        for worker in self._workers:  # while this process readies the server; what fails shows in the first order
+            worker.warm.remote([self._stream])
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Put the messages of a round into the queue, several cohorts a call, and set idle workers to work."""

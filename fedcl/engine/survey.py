@@ -17,9 +17,8 @@ from typing import Any
 
 import fedcl
 from fedcl import rundir
-from fedcl.engine.cluster import Node, nodes
+from fedcl.engine.cluster import Node, nodes, worker_environment
 from fedcl.errors import ConfigError
-from fedcl.process import environment
 
 ANSWER = 120.0  # seconds that a node has to say what it sees: it may have to start Python first
 LAG = 10.0  # seconds after which a file that one machine has written is seen by the others
@@ -119,7 +118,7 @@ def _asked(there: Sequence[Node], place: Path, token: str, check: Callable[[], N
     task, asked = ray.remote(look), dict[str, Any]()
     for each in there:
         here = task.options(
-            num_cpus=0, max_retries=0, runtime_env={"env_vars": environment()},
+            num_cpus=0, max_retries=0, runtime_env=worker_environment(),
             scheduling_strategy=NodeAffinitySchedulingStrategy(each.key, soft=False),
         )  # fmt: skip
         asked[each.key] = here.remote(str(place), each.key, token)

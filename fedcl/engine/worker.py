@@ -41,16 +41,26 @@ class Worker:
         """Return the process id: the worker has started."""
         return os.getpid()
 
-    def carry_out(
-        self, stream: Sequence[Any], weights: Array, orders: Sequence[Order]
-    ) -> tuple[list[Reply | str], list[timing.Mark]]:
-        """Carry out the orders of one call, which share the weights; an order that fails gives its traceback.
+    def warm(self, stream: Sequence[Any]) -> None:
+        """Import what trains and build the site, if that is still to be done.
 
         Args:
             stream: one reference to the stream, fetched once in the life of this process.
         """
         if self._site is None:
             self._site = found("clients.site:make_site")(self._config, found("ray:get")(stream[0]))
+            for reference in CARRIES_OUT.values():
+                found(reference)
+
+    def carry_out(
+        self, stream: Sequence[Any], weights: Array, orders: Sequence[Order]
+    ) -> tuple[list[Reply | str], list[timing.Mark]]:
+        """Carry out the orders of one call, which share the weights; an order that fails gives its traceback.
+
+        Args:
+            stream: as for `warm`.
+        """
+        self.warm(stream)
         return [self._carry_out(replace(order, weights=weights)) for order in orders], timing.taken()
 
     def _carry_out(self, order: Order) -> Reply | str:
