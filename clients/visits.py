@@ -106,7 +106,7 @@ def walk(local: Local, shuffle: Callable[[int], Bits], pools: Pools, *, epochs: 
         position = np.arange(index.shape[1])
         step = done[:, None] + position // batch
         real = (position < sizes[:, None]) & (step < wanted[:, None])
-        first = real  # a pass shows nothing twice
+        first = real  # of the first pass, which shows nothing twice
         if passes:
             shown, *_, new = passes[-1]
             rows, columns = np.nonzero(new)

@@ -16,7 +16,7 @@ from typing import Any
 
 from fedcl.errors import FederationError
 from fedcl.interrupt import Stopped
-from fedcl.process import environment
+from fedcl.process import environment, inherited
 
 ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"  # asked of the head; refused where a token is missing
 KNOCK = 5.0  # seconds in which a cluster answers, or there is none
@@ -68,15 +68,14 @@ def start_ray(address: str | None, key: str = "engine.address") -> None:
     if there := os.environ.get("RAY_ADDRESS") if address == "auto" else address:
         _knock(there, key)
     handler, variables = signal.getsignal(signal.SIGTERM), {} if address else environment()
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
     try:
-        ray.init(  # "local": without it Ray joins whatever cluster was started on this machine last
-            address=address or "local",
-            include_dashboard=None if address else False,
-            log_to_driver=True,
-            logging_level="ERROR",
-        )
+        with inherited(variables):
+            ray.init(  # "local": without it Ray joins whatever cluster was started on this machine last
+                address=address or "local",
+                include_dashboard=None if address else False,
+                log_to_driver=True,
+                logging_level="ERROR",
+            )
         _inherited[ray.get_runtime_context().gcs_address] = variables
     except SystemExit as error:  # Ray's own answer to a SIGTERM while it starts
         raise Stopped from error
@@ -90,8 +89,6 @@ def start_ray(address: str | None, key: str = "engine.address") -> None:
         way = "this machine has to be a node of it, with the same Ray, Python and token"
         raise FederationError(f"{key} = {address!r}: no Ray cluster can be joined there ({why}); {way}") from error
     finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray puts one of its own there, which exits at once
 
@@ -104,8 +101,8 @@ def worker_environment() -> dict[str, Any]:
     """
     import ray
 
-    inherited = _inherited.get(ray.get_runtime_context().gcs_address, {})
-    lacking = {name: value for name, value in environment().items() if inherited.get(name) != value}
+    there = _inherited.get(ray.get_runtime_context().gcs_address, {})
+    lacking = {name: value for name, value in environment().items() if there.get(name) != value}
     return {"env_vars": lacking} if lacking else {}
 
 
