@@ -277,18 +277,19 @@ def test_one_that_fails_stops_nobody_and_is_run_again_when_asked(tmp_path: Path)
 
 @pytest.mark.slow
 def test_a_stopped_sweep_goes_on(tmp_path: Path) -> None:
-    """SIGTERM after the first run has begun: exit 75; the same command finishes it."""
-    path = written(tmp_path, small(set={**TINY, "stream.schedule.rounds_per_task": 30}, limits={"at_once": 1}))
+    """SIGTERM within the first run: exit 75; the same command finishes it."""
+    path = written(tmp_path, small(set={**TINY, "stream.schedule.rounds_per_task": 100}, limits={"at_once": 1}))
     command = [sys.executable, "-m", "fedcl", "sweep", str(path), "--out", str(tmp_path / "out"), "--quiet"]
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    while child.poll() is None and not list((tmp_path / "out").glob("runs/*/checkpoints/*")):
+    journals = (tmp_path / "out").glob
+    while child.poll() is None and not any('"round"' in each.read_text() for each in journals("runs/*/events.jsonl")):
         time.sleep(0.02)
     child.send_signal(signal.SIGTERM)
     _, said = child.communicate(timeout=120)
     assert child.returncode == 75, said
     assert "the same command goes on" in said
     ends = [event["status"] for event in read_events(tmp_path / "out") if event["event"] == "run_end"]
-    assert ends[-1] == "stopped"
+    assert ends == ["stopped"]
     assert subprocess.run(command, stdout=subprocess.DEVNULL, timeout=300).returncode == 0
     assert runs.carry_out(spec.read(str(path)), tmp_path / "out").counts == {"done": 4}
 
