@@ -96,33 +96,27 @@ def walk(local: Local, shuffle: Callable[[int], Bits], pools: Pools, *, epochs: 
     wanted, inside = epochs * -(-local.lengths // batch), local.inside
     done, seen = np.zeros_like(wanted), np.zeros_like(inside)
     passes = list[tuple[NDArray[Any], ...]]()
-    while (done < wanted).any():
+    while not passes or (done < wanted).any():
         number = len(passes)
         pool = pools(number, done) & inside
         sizes = pool.sum(axis=1)
         if ((sizes == 0) & (done < wanted)).any():
             raise ValueError(f"the curriculum shows nothing in pass {number}")
-        index = _shuffled(shuffle(number), pool)[:, : sizes.max()]
+        index = _shuffled(shuffle(number), pool)[:, : sizes.max(initial=0)]
         position = np.arange(index.shape[1])
         step = done[:, None] + position // batch
         real = (position < sizes[:, None]) & (step < wanted[:, None])
         first = real  # of the first pass, which shows nothing twice
         if passes:
             shown, *_, new = passes[-1]
-            rows, columns = np.nonzero(new)
-            seen[rows, shown[rows, columns]] = True
+            rows, places = np.nonzero(new)
+            seen[rows, shown[rows, places]] = True
             first = real & ~np.take_along_axis(seen, index, axis=1)
         passes.append(np.broadcast_arrays(index, step, position % batch, real, first))
         done = done + -(-sizes // batch)
-    parts = zip(*(passes or [_no_pass(len(wanted))]), strict=True)
-    index, step, column, real, first = (each[0] if len(each) == 1 else np.concatenate(each, axis=1) for each in parts)
+    columns = zip(*passes, strict=True)
+    index, step, column, real, first = (each[0] if len(each) == 1 else np.concatenate(each, axis=1) for each in columns)
     return Walk(index=index, step=step, column=column, real=real, first=first)
-
-
-def _no_pass(clients: int) -> tuple[NDArray[Any], ...]:
-    """Return the columns of a walk on which nobody sees anything."""
-    nothing = np.zeros((clients, 0), np.int64)
-    return (nothing,) * 3 + (nothing.astype(np.bool_),) * 2
 
 
 def _shuffled(shuffle: Bits, pool: NDArray[np.bool_]) -> Ints:

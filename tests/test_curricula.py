@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.nn.functional import cross_entropy
 from clients import visits
 from clients.curricula import Curriculum, Vanilla, Visit, ranks, scores
 from clients.curricula.cyclical import Cyclical, drawn, fractions
+from clients.curricula.episodes import Episodes
 from clients.curricula.sample import Curr, Rand, Sample, progress
 from clients.visits import Local, Walk
 from fedcl import api, config, keys, testing
@@ -147,6 +149,18 @@ def test_b_1_is_vanilla_entry_by_entry():
     one, all_of_it = (walked(each, local, epochs=3, batch=5) for each in (Curr(b=1.0, min_pool=1), Vanilla()))
     for name in ("index", "step", "column", "real", "first"):
         assert np.array_equal(getattr(one, name), getattr(all_of_it, name))
+
+
+@pytest.mark.parametrize("curriculum", [Vanilla(), Curr(), Rand(), Cyclical(), Episodes()], ids=str)
+def test_of_no_data_nothing_is_shown(curriculum: Curriculum):
+    """Slices of an online stream may hold nothing, for everybody at once."""
+    nobody = replace(lengths_of(1, 1), lengths=np.zeros(2, np.int64))
+    found = walked(curriculum, nobody, epochs=2, batch=3)
+    assert not found.real.any()
+    assert not found.first.any()
+    laid = visits.batches(nobody, found, batch=3)
+    assert laid.count.tolist() == [0, 0]
+    assert laid.weight.tolist() == [[[0.0] * 3]] * 2
 
 
 def test_an_empty_pool_is_an_error():

@@ -22,7 +22,7 @@ ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"  # asked of the head; refused w
 KNOCK = 5.0  # seconds in which a cluster answers, or there is none
 PATIENCE = 300.0  # seconds in which the nodes of a cluster come
 LOOK = 0.2  # seconds between two looks at which nodes are there
-_inherited: dict[str, dict[str, str]] = {}  # by the address of a Ray: the variables that it was started with here
+_begun_with: dict[str, dict[str, str]] = {}  # by the address of a Ray: the variables that it was started with here
 
 
 def _knock(address: str, key: str) -> None:
@@ -76,7 +76,7 @@ def start_ray(address: str | None, key: str = "engine.address") -> None:
                 log_to_driver=True,
                 logging_level="ERROR",
             )
-        _inherited[ray.get_runtime_context().gcs_address] = variables
+        _begun_with[ray.get_runtime_context().gcs_address] = variables
     except SystemExit as error:  # Ray's own answer to a SIGTERM while it starts
         raise Stopped from error
     except Exception as error:  # Ray says so when a process of its own is late
@@ -101,7 +101,7 @@ def worker_environment() -> dict[str, Any]:
     """
     import ray
 
-    there = _inherited.get(ray.get_runtime_context().gcs_address, {})
+    there = _begun_with.get(ray.get_runtime_context().gcs_address, {})
     lacking = {name: value for name, value in environment().items() if there.get(name) != value}
     return {"env_vars": lacking} if lacking else {}
 
