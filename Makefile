@@ -1,4 +1,4 @@
-# make setup | run | test | slow | machines | clean        PYTHON=python3.12 chooses the interpreter of a new .venv
+# make setup | run | test | slow | machines | nightly | clean        PYTHON=python3.12 chooses the interpreter of a new .venv
 # TORCH=... chooses another build of torch:     make setup TORCH='torch --index-url https://download.pytorch.org/whl/cu130'
 PYTHON ?= python3.11
 TORCH ?=
@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
-.PHONY: setup run test slow machines clean
+.PHONY: setup run test slow machines nightly clean
 
 setup: $(VENV)/.installed
 
@@ -32,21 +32,25 @@ WORKERS ?= 2
 SHARED := -n $(WORKERS) --dist loadgroup
 
 # One thread: two processes with several each would fight for the cores.
-test slow machines: export OMP_NUM_THREADS = 1
+test slow machines nightly: export OMP_NUM_THREADS = 1
 
 test: $(VENV)/.tested
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy --strict fedcl clients server
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest $(SHARED) -m "not slow and not machines"
+	$(BIN)/python -m pytest $(SHARED) -m "not slow and not machines and not nightly"
 
 slow: $(VENV)/.tested
-	$(BIN)/python -m pytest $(SHARED) -m slow
+	$(BIN)/python -m pytest $(SHARED) -m "slow and not nightly"
 
 # A federation of real processes (SuperLink, SuperNodes): TLS, faults, a cut network.
 machines: $(VENV)/.tested
-	$(BIN)/python -m pytest $(SHARED) -m machines
+	$(BIN)/python -m pytest $(SHARED) -m "machines and not nightly"
+
+# What takes too long for every change. `.ci/run` leaves it out.
+nightly: $(VENV)/.tested
+	$(BIN)/python -m pytest $(SHARED) -m nightly
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist
