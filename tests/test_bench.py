@@ -317,7 +317,7 @@ def test_the_command_compares(tmp_path: Path, capfd: pytest.CaptureFixture[str])
     assert "limit" in capfd.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(("workload", "against"), [("derpp", "finetune"), ("fot", "fedavg")])
 def test_methods_are_compared_with_fedcl_without_them(tmp_path: Path, workload: str, against: str) -> None:
     """Weights are not compared: they are meant to differ."""
@@ -325,7 +325,7 @@ def test_methods_are_compared_with_fedcl_without_them(tmp_path: Path, workload: 
     assert (result["against"], result["max_weight_difference"]) == (against, None)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("workload", ["mlp", "cnn"])
 @pytest.mark.parametrize("against", ["flower", "pfl", "loop2"])
 def test_rivals_come_to_the_same_weights(tmp_path: Path, workload: str, against: str) -> None:

@@ -105,8 +105,14 @@ def test_flwr_run_reaches_the_weights_of_fedcl_run(environment: dict[str, str], 
     assert results["absent"]["clients_sha256"] == "the nodes keep their clients' records"
 
 
+# Two for every change: one that rides on answers with a kept state, one that consolidates; the others for the night.
+BY_DAY = ("scaffold", "prototypes")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [pytest.param(each, marks=() if each in BY_DAY else pytest.mark.nightly) for each in METHODS]
+)
 def test_flwr_run_carries_every_method_over_a_tasks_end(
     method: str, environment: dict[str, str], tmp_path: Path
 ) -> None:

@@ -1,6 +1,6 @@
 """The report in a real Chromium, on real runs of the demo sweep: sorts, filters, never complains.
 
-The whole sweep is slow; without it, two of its methods are run with a round a task.
+The whole sweep is for the night; without it, two of its methods are run with a round a task.
 
 FEDCL_SCREENSHOTS=DIR keeps the pictures; they lie in pytest's folder otherwise. No browser is downloaded.
 """
@@ -36,7 +36,7 @@ class Page:
     runs: int
 
 
-@pytest.fixture(scope="module", params=["small", pytest.param("whole", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["small", pytest.param("whole", marks=pytest.mark.nightly)])
 def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Page:
     """The report of the demo sweep: whole, or two methods with three seeds each, one round a task."""
     small, out = request.param == "small", tmp_path_factory.mktemp("sweep")

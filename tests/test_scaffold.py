@@ -280,7 +280,7 @@ STORM, _ = resolve(tiny(*METHOD, UNEVEN, "stream.schedule.rounds_per_task=5", "c
 FATES = ["lost", "deaf", "refused", "late", "twice", "deaf", "refused", "late", "dies"]
 
 
-@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 12))])
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.nightly) for seed in range(2, 12))])
 def test_whatever_becomes_of_an_answer_the_nodes_accepted_records_and_c_agree(seed: int, tmp_path: Path) -> None:
     """A third of the messages lost, refused, late, repeated; servers that die; checkpoints cut short.
 

@@ -182,7 +182,7 @@ def test_any_value_that_does_not_fit_is_refused_in_one_sentence(data: st.DataObj
     assert outcome(changed(WHOLE, place, data.draw(st.sampled_from(ODD)))) in ("ran", "refused", "failed")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("place", PLACES, ids=".".join)
 def test_every_odd_value_in_every_place_is_refused_in_one_sentence(place: tuple[str, ...]) -> None:
     """The same without chance: nothing but a run or a sentence, and not every value fits."""

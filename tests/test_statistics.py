@@ -143,7 +143,7 @@ def test_ranks_over_scenarios() -> None:
 # Over simulated sweeps.
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("n", [3, 5, 10, 15])
 def test_false_alarms_are_as_many_as_they_should_be(n: int) -> None:
     """At most 5 %, within three standard errors of 1,000 sweeps."""
@@ -153,7 +153,7 @@ def test_false_alarms_are_as_many_as_they_should_be(n: int) -> None:
     assert found >= 0.02  # and not because nothing is ever found
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("shift", [1.0, 2.0])
 @pytest.mark.parametrize("n", [5, 10])
 def test_a_planted_difference_is_found(n: int, shift: float) -> None:
@@ -164,7 +164,7 @@ def test_a_planted_difference_is_found(n: int, shift: float) -> None:
     assert power == pytest.approx(wanted, abs=0.05)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("n", [3, 5, 9, 10, 20, BOOTSTRAP])
 def test_intervals_cover_the_mean_as_often_as_they_say(n: int) -> None:
     """95 % within three standard errors of 1,000 sweeps, of normal figures."""
@@ -176,7 +176,7 @@ def test_intervals_cover_the_mean_as_often_as_they_say(n: int) -> None:
     assert covered == pytest.approx(0.95, abs=3 * math.sqrt(0.95 * 0.05 / SWEEPS))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_bootstrap_covers_less_with_few_seeds() -> None:
     """Why it is not taken from ten seeds on: .913 there, and of skewed figures less."""
     rng = np.random.default_rng(10)

@@ -400,7 +400,7 @@ FOLDERS = ("straight", "killed")
 TIMES = {"command", "cost"}  # of results.json: where, how fast, with how much memory
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_sweep_that_is_killed_three_times_ends_as_one_that_is_not(tmp_path: Path) -> None:
     """4 methods x 3 scenarios x 5 seeds, SIGKILL of everything at three random moments, then the same command.
 

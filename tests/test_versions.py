@@ -574,7 +574,7 @@ def assert_same_end(folder: Path, other: Path) -> None:
         assert results[name] == expected[name]
 
 
-@pytest.mark.parametrize("seed", [1, 2, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3, 12))])
+@pytest.mark.parametrize("seed", [1, 2, *(pytest.param(seed, marks=pytest.mark.nightly) for seed in range(3, 12))])
 @pytest.mark.parametrize("kept_in", ["folder", "context"])
 def test_a_run_in_bad_weather_ends_like_one_left_alone(
     seed: int, kept_in: str, undisturbed: Path, tmp_path: Path
@@ -591,7 +591,7 @@ def test_a_run_in_bad_weather_ends_like_one_left_alone(
     assert state.accepted.tolist() == [ROUNDS] * CLIENTS
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 8))])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.nightly) for seed in range(1, 8))])
 def test_a_run_that_goes_on_without_some_answers_counts_each_once(seed: int, tmp_path: Path) -> None:
     """Who does not answer is left out: the weights are those of a simulation in which just the same answers came."""
     draws = random.Random(seed)
