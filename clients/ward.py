@@ -94,6 +94,9 @@ def look(folder: Path, settings: Local, ledger: Ledger, tasks: int) -> Ward:
     if told:
         good = [number for number, path in enumerate(found.files) if path in told and path not in late]
         found = _only(found, np.array(good, np.int64))
+    faults += [
+        fault("tables", f"the column {name!r} is left out as the index that pandas writes") for name in found.index
+    ]
     test = _held_out(found, folder, settings.test)
     return Ward(found, arrivals.grown(ledger, found, told), test, (*found.faults, *faults))
 

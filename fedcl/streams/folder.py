@@ -24,13 +24,13 @@ from fedcl.settings import Settings, setting
 from fedcl.streams.dataset import Dataset, DatasetSettings, Ints
 from fedcl.streams.datasets import held_out
 from fedcl.streams.formats import ENDINGS, NO_LABEL, PICTURES, TABLES, Content, Unreadable, read_picture
-from fedcl.streams.walk import Fault, File, fault, walk, why
+from fedcl.streams.labels import in_order
+from fedcl.streams.walk import Fault, File, fault, printable, walk, why
 
 MANIFEST = "tasks.yaml"
 TASK, TEST = re.compile(r"task-(\d+)", re.ASCII), "test"
 SHOWN = 5  # faults that a run names
 MOST_BYTES = 1 << 30
-WHOLE_NUMBER = re.compile(r"-?\d{1,18}", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +63,7 @@ class Found:
     files: tuple[str, ...]  # paths below the folder, with slashes; each has an item
     expected: Expected  # what the files have in common: the next reading of a growing folder expects it
     faults: tuple[Fault, ...]
+    index: tuple[str, ...] = ()  # columns of tables that were left out as pandas' index
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -124,7 +125,7 @@ def _read(file: File, expected: Expected) -> Content:
         raise Unreadable(f"has {length:,} bytes, more than max_bytes = {most:,}")
     if ending in PICTURES:
         return read_picture(file.real, _class(file.path), expected.size, most)
-    return TABLES[ending](file.real, expected.label, most)
+    return TABLES[ending](file.real, expected.label, most, expected.columns or ())
 
 
 def _fitted(content: Content, expected: Expected) -> Content:
@@ -171,13 +172,6 @@ def _rows_fault(path: str, bad: NDArray[np.bool_], what: str) -> Fault:
         return fault(path, f"has {what}")
     rows = f"{bad.sum():,} of {len(bad):,} rows left out, the first is row {int(bad.argmax())}"
     return fault(path, f"{rows}: it has {what}")
-
-
-def _in_order(names: set[str]) -> tuple[str, ...]:
-    """Sort names of classes: as numbers if all are whole numbers, else as text."""
-    if all(WHOLE_NUMBER.fullmatch(name) for name in names):
-        return tuple(sorted(names, key=lambda name: (int(name), name)))
-    return tuple(sorted(names))
 
 
 def read_folder(folder: str | Path, expected: Expected | None = None) -> Found:
@@ -231,7 +225,7 @@ def _together(parts: list[_Part], expected: Expected, faults: tuple[Fault, ...])
     """Put the good rows of all files one behind another and number their classes."""
     if expected.classes is None and parts:
         used = {part.content.names[code] for part in parts for code in np.unique(part.content.y[part.rows]).tolist()}
-        expected = replace(expected, classes=_in_order(used))
+        expected = replace(expected, classes=in_order(used))
     number = {name: place for place, name in enumerate(expected.classes or ())}
     x = [np.empty((0, *(expected.shape or ())), expected.dtype or "float32")]
     y, file, row = ([np.empty(0, np.int64)] for _ in range(3))
@@ -249,6 +243,7 @@ def _together(parts: list[_Part], expected: Expected, faults: tuple[Fault, ...])
         files=tuple(part.path for part in parts),
         expected=expected,
         faults=faults,
+        index=tuple(dict.fromkeys(name for part in parts for name in part.content.index)),
     )
 
 
@@ -257,7 +252,10 @@ def _counted(n: int, noun: str) -> str:
 
 
 def notes(found: Found) -> Iterator[str]:
-    """Yield what a run says of what was left out: how much, and the first faults."""
+    """Yield what a run says of what was left out: an index, how many faults, and the first of them."""
+    if found.index:
+        named = ", ".join(map(repr, found.index[:SHOWN]))
+        yield f"data folder: left out of the inputs as the index that pandas writes: {printable(named)}"
     if not found.faults:
         return
     n, first = len(found.faults), f", the first {SHOWN} of them here" if len(found.faults) > SHOWN else ""

@@ -5,28 +5,36 @@ Nothing is unpickled. Pillow and pyarrow are imported where a file needs them, a
 
 import csv
 import importlib
+import json
 import math
 import os
+import re
 import warnings
 import zipfile
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, TextIO
 
 import numpy as np
 
 from fedcl.errors import nearest
 from fedcl.streams.dataset import Array, Ints
+from fedcl.streams.labels import MOST_LABEL, BadLabel, class_name, label_of, tidy
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 DECODERS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")  # Pillow tries no others, whatever a file begins with
 MODES = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB"}  # what a picture may be -> what it is read as, without loss
-MOST_LINE, MOST_COLUMNS, MOST_LABEL = 1 << 24, 1_000_000, 200  # characters, columns, characters
+MOST_LINE, MOST_COLUMNS = 1 << 24, 1_000_000  # characters, columns
 MOST_HINTS = 50  # names that a misspelt one is compared with
 NO_LABEL = -1
+# An index that pandas has written: without a name it is "" in a CSV file, "Unnamed: 0" once that has been read and
+# written again (twice: "Unnamed: 0.1"), and this in a Parquet file.
+UNNAMED = re.compile(r"|Unnamed: 0(\.\d+)*", re.ASCII)
+LEVEL = re.compile(r"__index_level_\d+__", re.ASCII)
 
 
 class Unreadable(Exception):
@@ -41,6 +49,7 @@ class Content:
     names: tuple[str, ...]  # labels that occur
     y: Ints  # (n,) which of them, -1 = none
     columns: tuple[str, ...] | None = None  # of a table: the name of each column of x
+    index: tuple[str, ...] = ()  # of a table: columns that are no inputs, as pandas' index is none
 
 
 @contextmanager
@@ -69,18 +78,12 @@ def _bounded(size: int, most: int, what: str) -> None:
 
 
 def _coded(names: dict[str, int], value: object) -> int:
-    """Return the number of a label, a new one for a new label; -1 where there is none.
-
-    Whole numbers, however they are held, and text are labels.
-    """
-    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
-        return NO_LABEL
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if not isinstance(value, str | int) or len(str(value)) > MOST_LABEL:
-        limit = f"must be whole numbers, or text of up to {MOST_LABEL} characters"
-        raise Unreadable(f"has the label {str(value)[:40]!r}; labels {limit}")
-    return names.setdefault(str(value), len(names))
+    """Return the number of a label, a new one for a new class; -1 where there is none (`fedcl.streams.labels`)."""
+    try:
+        name = label_of(value)
+    except BadLabel as error:
+        raise Unreadable(f"has {error}") from error
+    return NO_LABEL if name is None else names.setdefault(name, len(names))
 
 
 def _inputs(x: Array) -> Array:
@@ -96,7 +99,7 @@ def read_picture(path: str, name: str, size: int | None, most: int) -> Content:
 
     Args:
         path: the file.
-        name: its label.
+        name: its label, the name of its folder.
         size: pixels of a side that it is shrunk or stretched to; None: as it is.
         most: bytes that it may unpack to.
 
@@ -112,7 +115,10 @@ def read_picture(path: str, name: str, size: int | None, most: int) -> Content:
                 x = _pixels(image, picture, size, most)
         except image.UnidentifiedImageError as error:
             raise Unreadable(f"is no picture that can be read ({', '.join(DECODERS)}), or damaged") from error
-    return Content(x[None], (name,), np.zeros(1, np.int64))
+    try:
+        return Content(x[None], (class_name(name),), np.zeros(1, np.int64))
+    except BadLabel as error:
+        raise Unreadable(f"has {error}") from error
 
 
 def _pixels(image: Any, picture: Any, size: int | None, most: int) -> Array:
@@ -130,13 +136,13 @@ def _pixels(image: Any, picture: Any, size: int | None, most: int) -> Array:
 
 
 def read_npz(path: str, most: int) -> Content:
-    """Read the arrays x (n, *shape) of numbers and y (n,) of whole numbers or text.
+    """Read the arrays x (n, *shape) of numbers and y (n,) of labels.
 
     Raises:
         Unreadable: damaged, an array is missing, holds something else, or would unpack to more than `most` bytes.
     """
     with _decoding(path, ".npz"), zipfile.ZipFile(path) as file:
-        x, y = _member(file, "x", "buif", most), _member(file, "y", "iufU", most)
+        x, y = _member(file, "x", "buif", most), _member(file, "y", "buifU", most)
         if x.ndim < 2 or y.shape != (len(x),):
             raise Unreadable(f"has x of shape {x.shape} and y of shape {y.shape}; must be (n, ...) and (n,)")
         values, which = np.unique(y, return_inverse=True)
@@ -172,20 +178,43 @@ def _member(file: zipfile.ZipFile, name: str, kinds: str, most: int) -> Array:
         return loaded
 
 
-def _split(columns: list[str], label: str) -> int:
-    """Return which column is the label.
+@dataclass(frozen=True)
+class _Columns:
+    """What the columns of a table are: the place of the label, those of the inputs, and the names of both."""
+
+    label: int
+    places: tuple[int, ...]
+    inputs: tuple[str, ...]
+    index: tuple[str, ...]  # what is neither
+
+
+def _split(columns: Sequence[str], label: str, wanted: Collection[str], index: Collection[str] = ()) -> _Columns:
+    """Tell the columns of a table apart.
+
+    Args:
+        columns: their names.
+        label: that of the labels'.
+        wanted: names of inputs, whatever they look like.
+        index: names of those that the file itself calls its index.
 
     Raises:
-        Unreadable: none is, it stands alone, or two columns have one name.
+        Unreadable: none is the label, it stands alone, or two columns have one name.
     """
-    if label not in columns:
-        raise Unreadable(f"has no column {label!r}{nearest(label, columns[:MOST_HINTS])}")
-    name, times = Counter(columns).most_common(1)[0]
-    if times > 1:
-        raise Unreadable(f"has {times} columns {name!r}")
-    if not 1 < len(columns) <= MOST_COLUMNS:
-        raise Unreadable(f"has {len(columns):,} columns; must be the label's and 1 to {MOST_COLUMNS:,} of inputs")
-    return columns.index(label)
+    names = [tidy(name) for name in columns]
+    if tidy(label) not in names:
+        raise Unreadable(f"has no column {label!r}{nearest(label, names[:MOST_HINTS])}")
+    place = names.index(tidy(label))
+    unnamed = takewhile(lambda number: UNNAMED.fullmatch(names[number]), range(len(names)))
+    beside = {*unnamed, *(number for number, name in enumerate(names) if name in index or LEVEL.fullmatch(name))}
+    beside = {number for number in beside if number != place and names[number] not in wanted}
+    places = [number for number in range(len(names)) if number != place and number not in beside]
+    inputs = [names[number] for number in places]
+    for name, times in Counter([names[place], *inputs]).most_common(1):
+        if times > 1:
+            raise Unreadable(f"has {times} columns {name!r}")
+    if not 1 <= len(inputs) < MOST_COLUMNS:
+        raise Unreadable(f"has {len(inputs):,} columns of inputs beside the label's; must be 1 to {MOST_COLUMNS:,}")
+    return _Columns(place, tuple(places), tuple(inputs), tuple(names[number] for number in sorted(beside)))
 
 
 def _lines(file: TextIO) -> Iterator[str]:
@@ -210,34 +239,39 @@ def _number(row: int, cell: str) -> float:
         raise Unreadable(f"has {cell[:40]!r} in row {row}, where a number must be") from error
 
 
-def read_csv(path: str, label: str, most: int) -> Content:
+def read_csv(path: str, label: str, most: int, wanted: Collection[str] = ()) -> Content:
     """Read a table with commas and a line of column names: one column of labels, numbers in the others.
 
-    A file cut off within its last number cannot be told from a whole one; any other cut is seen.
+    A file cut off within its last number cannot be told from a whole one; any other cut is seen. The index that pandas
+    writes as a first column without a name is left out.
 
     Raises:
         Unreadable: no such column, text where a number must be, rows of different lengths, not UTF-8.
     """
-    values, codes, names = array("f"), array("q"), dict[str, int]()
+    values, codes, names, known = array("f"), array("q"), dict[str, int](), dict[str, int]()
     with _decoding(path, ".csv"), open(path, encoding="utf-8-sig", newline="") as file:
         rows = csv.reader(_lines(file), strict=True)
-        columns = [name.strip() for name in next(rows, [])]
-        place = _split(columns, label)
+        heading = next(rows, [])
+        columns = _split(heading, label, wanted)
         for number, row in enumerate(row for row in rows if row):
-            if len(row) != len(columns):
-                raise Unreadable(f"has {len(row)} cells in row {number}, but {len(columns)} columns")
-            codes.append(_coded(names, row.pop(place).strip()))
-            values.extend(_numbers(number, row))
+            if len(row) != len(heading):
+                raise Unreadable(f"has {len(row)} cells in row {number}, but {len(heading)} columns")
+            text = row[columns.label]
+            if text not in known:
+                known[text] = _coded(names, text)
+            codes.append(known[text])
+            values.extend(_numbers(number, [row[place] for place in columns.places]))
             _bounded(4 * len(values), most, "unpacks to")
     if not codes:
         raise Unreadable("holds no item")
-    del columns[place]
-    x = np.frombuffer(values, np.float32).reshape(len(codes), len(columns))
-    return Content(x, tuple(names), np.frombuffer(codes, np.int64), tuple(columns))
+    x = np.frombuffer(values, np.float32).reshape(len(codes), len(columns.inputs))
+    return Content(x, tuple(names), np.frombuffer(codes, np.int64), columns.inputs, columns.index)
 
 
-def read_parquet(path: str, label: str, most: int) -> Content:
+def read_parquet(path: str, label: str, most: int, wanted: Collection[str] = ()) -> Content:
     """Read a Parquet table: one column of labels, numbers in the others; an unknown number is NaN.
+
+    What pandas has written as the table's index is left out.
 
     Raises:
         Unreadable: damaged, no such column, text where numbers must be, or it would unpack to more than `most` bytes.
@@ -246,24 +280,33 @@ def read_parquet(path: str, label: str, most: int) -> Content:
     kinds: Any = importlib.import_module("pyarrow").types
     with _decoding(path, ".parquet"), parquet.ParquetFile(path) as file:
         schema, rows = file.schema_arrow, file.metadata.num_rows
-        columns = list(schema.names)
-        del columns[_split(columns, label)]
-        for name in columns:
-            kind = schema.field(name).type
+        columns = _split(schema.names, label, wanted, _pandas_index(schema.metadata or {}))
+        for place, name in zip(columns.places, columns.inputs, strict=True):
+            kind = schema.field(place).type
             if not (kinds.is_integer(kind) or kinds.is_floating(kind) or kinds.is_boolean(kind)):
                 raise Unreadable(f"has {kind} in column {name!r}, where numbers must be")
         if not rows:
             raise Unreadable("holds no item")
         _bounded(8 * rows * len(schema.names), most, "unpacks to")
     # Labels stay numbers of a few texts: a small file may hold millions of them.
-    with _decoding(path, ".parquet"), parquet.ParquetFile(path, read_dictionary=[label]) as file:
-        table = file.read(use_threads=False)
-        x = np.empty((table.num_rows, len(columns)), np.float32)
+    labels = schema.names[columns.label]
+    with _decoding(path, ".parquet"), parquet.ParquetFile(path, read_dictionary=[labels]) as file:
+        table = file.read([schema.names[place] for place in (columns.label, *columns.places)], use_threads=False)
+        x = np.empty((table.num_rows, len(columns.inputs)), np.float32)
         with np.errstate(over="ignore"):
-            for place, name in enumerate(columns):
-                x[:, place] = np.asarray(table.column(name).to_numpy(), np.float64)
-        names, y = _labels(table.column(label))
-    return Content(x, names, y, tuple(columns))
+            for number, place in enumerate(columns.places):
+                x[:, number] = np.asarray(table.column(schema.names[place]).to_numpy(), np.float64)
+        names, y = _labels(table.column(labels))
+    return Content(x, names, y, columns.inputs, columns.index)
+
+
+def _pandas_index(metadata: Mapping[bytes, bytes]) -> tuple[str, ...]:
+    """Return the names of the columns that a table's metadata calls its index; those of no sense are passed over."""
+    try:
+        named = json.loads(metadata[b"pandas"])["index_columns"]
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return ()
+    return tuple(tidy(each) for each in named if isinstance(each, str)) if isinstance(named, list) else ()
 
 
 def _labels(column: Any) -> tuple[tuple[str, ...], Ints]:
@@ -276,8 +319,8 @@ def _labels(column: Any) -> tuple[tuple[str, ...], Ints]:
     return tuple(names), np.concatenate(parts)
 
 
-TABLES: dict[str, Callable[[str, str, int], Content]] = {
-    ".npz": lambda path, label, most: read_npz(path, most),
+TABLES: dict[str, Callable[[str, str, int, Collection[str]], Content]] = {
+    ".npz": lambda path, label, most, wanted: read_npz(path, most),
     ".csv": read_csv,
     ".parquet": read_parquet,
 }

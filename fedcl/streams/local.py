@@ -15,6 +15,7 @@ from fedcl.errors import ConfigError
 from fedcl.settings import setting
 from fedcl.streams.dataset import Dataset, DatasetSettings
 from fedcl.streams.folder import Expected, Reading
+from fedcl.streams.labels import BadLabel, class_name, label_of, tidy
 
 LARGEST = 1 << 24  # numbers of an input
 
@@ -46,11 +47,17 @@ class Local(Reading, DatasetSettings):
         )  # fmt: skip
 
     def _problems(self) -> Iterator[str]:
-        if len(self.classes) < 2 or "" in self.classes:
+        if len(self.classes) < 2:
             yield f"classes = {self.classes}: must name the classes, two at least, as the files have them: [cat, dog]"
-        name, times = Counter(self.classes).most_common(1)[0]
+        for each in self.classes:
+            try:
+                if label_of(each) is None:
+                    yield f"classes: {each!r} is what tables write where a label is missing; choose another name"
+            except BadLabel as error:
+                yield f"classes: {error}"
+        name, times = Counter(map(class_name, self.classes)).most_common(1)[0]
         if times > 1:
-            yield f"classes: {name!r} stands there {times} times"
+            yield f"classes: {name!r} stands there {times} times; numbers are one class however they are written"
         if not self.shape or min(self.shape) < 1 or int(np.prod(self.shape, dtype=float)) > LARGEST:
             yield f"shape = {self.shape}: must be the shape of an input: [28, 28], or [30] for a table of 30 columns"
         if self.columns and [len(self.columns)] != self.shape:
@@ -60,6 +67,6 @@ class Local(Reading, DatasetSettings):
     def expected(self) -> Expected:
         """What every client's files must have in common."""
         return Expected(
-            classes=tuple(self.classes), shape=tuple(self.shape), dtype=self.dtype, label=self.label, size=self.size,
-            columns=tuple(self.columns), max_bytes=self.max_bytes,
+            classes=tuple(map(class_name, self.classes)), shape=tuple(self.shape), dtype=self.dtype, label=self.label,
+            size=self.size, columns=tuple(map(tidy, self.columns)), max_bytes=self.max_bytes,
         )  # fmt: skip
