@@ -120,6 +120,7 @@ def _serve(
     host: Annotated[str, typer.Option(help="Address at which it listens; 0.0.0.0: at all of them.")] = "127.0.0.1",
     tls: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of fedcl certs; without: plain text.")] = None,
     auth: Annotated[bool, typer.Option("--auth", help="Nodes must prove who they are (needs --tls).")] = False,
+    wards: Annotated[int, typer.Option(help="Clients that one node may have at most.", min=1)] = 16,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what is in --state, if anything is.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the run directory and errors only.")] = False,
     file: Config = None,
@@ -138,10 +139,10 @@ def _serve(
     state, tls = _made(state), _there("--tls", tls, "ca.crt", "server.crt", "server.key")
     with Lock(state):
         folder = _run_directory(state, chosen, resume)
-        return _supervise(state, folder, quiet, host=host, port=port, tls=tls, auth=auth)
+        return _supervise(state, folder, quiet, wards, host=host, port=port, tls=tls, auth=auth)
 
 
-def _supervise(state: Path, folder: Path, quiet: bool, **listening_at: Any) -> int:
+def _supervise(state: Path, folder: Path, quiet: bool, wards: int, **listening_at: Any) -> int:
     """Serve until the federation is done and print its figures."""
     from rich.console import Console
 
@@ -157,7 +158,7 @@ def _supervise(state: Path, folder: Path, quiet: bool, **listening_at: Any) -> i
         say = (lambda text: None) if quiet else _say
         link = link_of(state, **listening_at)
         try:
-            Server(state=state, folder=folder, link=link, say=say, listener=progress).serve(stop)
+            Server(state=state, folder=folder, link=link, say=say, listener=progress, wards=wards).serve(stop)
         except Stopped:
             code = STOPPED
     if not quiet:
@@ -199,9 +200,37 @@ def _remove(names: Annotated[list[str], typer.Argument(metavar="NAME...")], stat
     return OK
 
 
+@nodes.command("free")
+def _free(
+    state: State,
+    clients: Annotated[
+        list[str] | None, typer.Argument(metavar="CLIENT...", help="Names or numbers, as nodes list shows them.")
+    ] = None,
+    unseen: Annotated[
+        int | None, typer.Option(metavar="ROUNDS", help="All whose answer counted in none of the last so many.", min=1)
+    ] = None,
+) -> int:
+    """Give the numbers of clients back that will not return; the server must be stopped for it."""
+    from fedcl import result
+    from fedcl.lock import Lock
+    from fedcl.real import numbers
+
+    if bool(clients) == bool(unseen):
+        raise ConfigError("nodes free: name clients (fedcl server nodes list), or --unseen ROUNDS")
+    folder = state.absolute() / "run"
+    if not (folder / "config.yaml").exists():
+        raise ConfigError(f"--state {str(state)!r} holds no federation: there is no number to free")
+    with Lock(state.absolute()), Lock(folder):
+        held = numbers.read(folder, result.read(folder).config.stream.clients)
+        gone = clients or numbers.unseen(held, folder, unseen or 0)
+        numbers.write(folder, numbers.without(held, gone, numbers.checkpointed(folder)))
+    typer.echo(f"freed {', '.join(gone)}" if gone else "nobody: all have answered since")
+    return OK
+
+
 @nodes.command("list")
 def _list(state: State) -> int:
-    """Tell who may take part."""
+    """Tell who may take part, and which clients have come."""
     from fedcl.real.nodes import Nodes
 
     known = Nodes(state.absolute())
@@ -210,7 +239,22 @@ def _list(state: State) -> int:
         typer.echo(f"{name}  {key}  {'registered as ' + ids[name] if name in ids else 'registered at the next start'}")
     if not known.names:
         typer.echo("no nodes: fedcl server nodes add NAME.pub --state DIR")
+    _list_clients(state.absolute() / "run")
     return OK
+
+
+def _list_clients(folder: Path) -> None:
+    """Tell of a federation's clients when each of them was seen last, if there is one."""
+    from fedcl import result
+    from fedcl.real import numbers
+
+    if not (folder / numbers.FILE).exists():
+        return
+    held, (seen, last) = numbers.read(folder, result.read(folder).config.stream.clients), numbers.answered(folder)
+    whose = {**{number: name for name, number in held.names.items()}, **held.fixed}
+    for number, name in sorted(whose.items()):
+        when = f"answered last in round {seen[number]} of {last}" if number in seen else "no answer has counted yet"
+        typer.echo(f"client {number}  {name or 'of a node without a key'}  {when}")
 
 
 def client(

@@ -20,6 +20,7 @@ from server import trouble
 from server.consolidation import consolidate
 from server.evaluation import evaluate, measured
 from server.federation import Federation
+from server.names import WARDS
 from server.presence import present
 from server.scoring import score
 from server.state import State
@@ -41,11 +42,12 @@ def main(grid: Grid, context: Context) -> None:
     state_folder = str(context.run_config.get("state") or "") or None
     nodes = str(context.run_config.get("nodes") or "")  # folder of the server whose supervisor has started this run
     member = Nodes(Path(nodes)).member if nodes else None
+    wards = int(str(context.run_config.get("wards") or WARDS))
     with (
         listening() as stop,
         rundir.claimed(folder),
         trouble.told(folder),
-        Federation.join(grid, scenario, folder, state_folder, stop, member) as federation,
+        Federation.join(grid, scenario, folder, state_folder, stop, member, wards) as federation,
     ):
         federation.gather()
         state = federation.restore() or opening(federation)

@@ -37,9 +37,10 @@ from server import checkpoint
 from server.exchange import Size, exchange, post, taken
 from server.judge import Judge
 from server.methods import ServerMethod
+from server.names import WARDS
 from server.roster import Roll, Roster, Who, nobody, roll_of
 from server.sittings import sit
-from server.state import State, restored, snapshot, state_digest
+from server.state import State, begun_anew, restored, snapshot, state_digest
 
 PATIENCE = 60.0  # seconds that a federation waits for all its clients before its first round
 
@@ -86,13 +87,15 @@ class Federation:
 
     @staticmethod
     def join(
-        grid: Grid, scenario: Scenario, folder: Path, state: str | None, stop: StopRequest, member: Who | None = None
-    ) -> Federation:
+        grid: Grid, scenario: Scenario, folder: Path, state: str | None, stop: StopRequest, member: Who | None = None,
+        wards: int = WARDS,
+    ) -> Federation:  # fmt: skip
         """Make ready to run a scenario in a run directory.
 
         Args:
             state: folder of the clients' records; None: the nodes keep them.
             member: tells who has an id of Flower's; None: anybody may take part.
+            wards: how many clients one node may have at most.
         """
         text = as_text(scenario)
         scenario, stream = world(text)
@@ -107,7 +110,7 @@ class Federation:
             journal=journal,
             packs=PackStore(Path(state)) if state else None,
             judge=judge,
-            roll=roll_of(grid, text, clients, None if state else journal, member),
+            roll=roll_of(grid, text, clients, None if state else journal, member, wards),
             roster=nobody(clients),
             sender={"federation": name, "fingerprint": fingerprint(text), "sitting": sitting},
             stop=stop,
@@ -149,7 +152,7 @@ class Federation:
             FederationError: the clients' records lay elsewhere when it was written.
         """
         whole = checkpoint.newest(self.folder / "checkpoints", self._usable, self.journal.error)
-        state = restored(whole, config.config_hash(self.scenario)) if whole else None
+        state = self._restored(whole) if whole else None
         if state and len(state.accepted) != len(self.first_accepted()):
             where = "with the nodes" if self.packs else "in the run directory"
             raise FederationError(f"the clients' records of this run lie {where}: go on with it the way it was begun")
@@ -159,12 +162,17 @@ class Federation:
         self.kept = [*self._older(), Kept.of(state)] if state else []
         return state
 
+    def _restored(self, found: checkpoint.Snapshot) -> State:
+        """Return the state of a checkpoint, in which numbers that the operator has freed since are nobody's."""
+        state, timeline = restored(found, config.config_hash(self.scenario)), self.stream.timeline
+        return begun_anew(state, self.roll.table.held.anew, timeline.begin if timeline.open else empty())
+
     def _older(self) -> list[Kept]:
         """Return what the kept checkpoints before the newest need; a damaged one is of no use to anybody."""
         older = []
         for path in checkpoint.kept(self.folder / "checkpoints")[:-1]:
             with suppress(BrokenState):
-                older.append(Kept.of(restored(checkpoint.read(path), config.config_hash(self.scenario))))
+                older.append(Kept.of(self._restored(checkpoint.read(path))))
         return older
 
     def _usable(self, found: checkpoint.Snapshot) -> None:

@@ -16,7 +16,7 @@ from fedcl.interrupt import StopRequest
 from fedcl.journal import Journal
 from fedcl.orders import Ints, empty
 from fedcl.real.nodes import Member
-from server.names import Table, impostor, joined
+from server.names import WARDS, Table, impostor, joined
 
 POLL = 0.1  # seconds between looks at a grid that does not wait by itself
 AGAIN = 10.0  # seconds until a node that failed to introduce itself is greeted again
@@ -68,7 +68,7 @@ class Roll:
     _asked: dict[str, int] = field(default_factory=dict)  # greeting -> node
     _later: dict[int, float] = field(default_factory=dict)  # node -> when it is greeted again
     _told: set[str] = field(default_factory=set)
-    _joined: set[int] | None = None  # clients whose coming the journal tells of
+    _joined: set[tuple[int, str]] | None = None  # clients, with their names, whose coming the journal tells of
 
     def look(self) -> Roster:
         """Greet who is new, hear who has answered, strike off who has gone."""
@@ -76,7 +76,7 @@ class Roll:
         self._hosts = {node: own for node, own in self._hosts.items() if node in there}
         self._asked = {greeting: node for greeting, node in self._asked.items() if node in there}
         known = {*self._hosts, *self._asked.values(), *(node for node, then in self._later.items() if then > now)}
-        fresh = sorted(there - known)
+        fresh = [node for node in sorted(there - known) if self._listed(node)]
         greetings = [Message(wire.config_of(self.config), node, "query.hello") for node in fresh]
         sent = zip(self.grid.push_messages(greetings) if greetings else [], fresh, strict=False)
         self._asked |= {greeting: node for greeting, node in sent if greeting is not None}
@@ -86,10 +86,21 @@ class Roll:
                 node = self._asked.pop(reply.metadata.reply_to_message_id)
                 heard += [(node, hello) for hello in self._hear(node, reply)]
         for node, hello in sorted(heard, key=lambda each: bool(each[1].names)):  # numbers first: names avoid them
-            admit = self.table.admit_names(hello.names) if hello.names else self.table.admit_numbers(hello.numbers)
+            known = self.member(node) if self.member else None
+            key = known.key if known else ""
+            admit = self.table.admit_names(hello.names) if hello.names else self.table.admit_numbers(hello.numbers, key)
             self._hosts[node], why = admit
-            self._refuse(why)
+            for each in why:
+                self._refuse(each)
         return roster(self._hosts, self.clients)
+
+    def _listed(self, node: int) -> bool:
+        """Say whether a node may take part, whatever it would name; a stranger is not even told what is run."""
+        if self.member is None or self.member(node):
+            return True
+        # It may be registered at this moment: it is looked up again after a while.
+        self._put_off(node, f"node {node} is left out: it is none of fedcl server nodes list")
+        return False
 
     def _hear(self, node: int, reply: Message) -> list[Hello]:
         """Return what a node says, nothing if it may not take part."""
@@ -97,11 +108,10 @@ class Roll:
             reason = (reply.error.reason or "no reason given").strip().splitlines()[-1]
             return self._put_off(node, f"node {node} could not introduce itself: {reason}")
         hello, why = introduced(reply, self.config)
-        if self.member and hello.names:
+        if self.member:
             known = self.member(node)
-            if known is None:  # it may be registered at this moment
-                who = f"node {node}, which says that it has {hello.names[0]!r}"
-                return self._put_off(node, f"{who}, is left out: it is none of fedcl server nodes list")
+            if known is None:  # it was taken out meanwhile
+                return []
             if impostor(hello.names, known.key):
                 why = f"node {known.name!r} is left out: it says that it has {hello.names[0]!r}, but its key's name is "
                 why += repr(known.key)
@@ -127,14 +137,14 @@ class Roll:
         if not self.table.given and not self.member:
             return
         if self._joined is None:
-            self._joined = {each["client"] for each in journal.events() if each["event"] == "joined"}
-        fresh = [number for number in np.flatnonzero(found.reachable).tolist() if number not in self._joined]
-        for number in fresh:
+            told = [each for each in journal.events() if each["event"] == "joined"]
+            self._joined = {(each["client"], each["name"]) for each in told}
+        here = [(number, self.table.name(number)) for number in np.flatnonzero(found.reachable).tolist()]
+        for number, name in [each for each in here if each not in self._joined]:
             member = self.member(found.ids[found.nodes[number]]) if self.member else None
-            name = self.table.name(number)
             if name or member:
                 journal.write(joined(round, number, name, member.name if member else ""))
-                self._joined.add(number)
+                self._joined.add((number, name))
 
     def meet(
         self,
@@ -166,14 +176,17 @@ class Roll:
             time.sleep(POLL)
 
 
-def roll_of(grid: Grid, config: str, clients: int, journal: Journal | None, member: Who | None) -> Roll:
+def roll_of(
+    grid: Grid, config: str, clients: int, journal: Journal | None, member: Who | None, wards: int = WARDS
+) -> Roll:
     """Return the roll of a run.
 
     Args:
         journal: where the nodes keep their clients' records; None: a simulation.
         member: tells who has an id of Flower's; None: anybody may take part.
+        wards: how many clients one node may have at most.
     """
-    table, refused = Table.of(journal.folder if journal else None, clients), journal.error if journal else _fail
+    table, refused = Table.of(journal.folder if journal else None, clients, wards), journal.error if journal else _fail
     return Roll(grid=grid, config=config, clients=clients, refused=refused, table=table, member=member)
 
 

@@ -1,6 +1,7 @@
 """What the server carries from round to round, and how a checkpoint holds it: named tensors and plain facts."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -100,3 +101,20 @@ def restored(snapshot: Snapshot, config_hash: str) -> State:
         offset=facts["offset"],
         seconds=facts["seconds"],
     )
+
+
+def begun_anew(state: State, anew: Mapping[int, int], first: Ints) -> State:
+    """Return the state in which freed numbers are those of clients that nobody has met yet.
+
+    Args:
+        anew: number -> the last round of whom it was before; a later state knows of it already.
+        first: (clients, tasks + 1) the clocks of an open timeline before the first round; or empty.
+    """
+    own = [number for number, round in anew.items() if state.round <= round]
+    if not own:
+        return state
+    tables = {name: getattr(state, name).copy() for name in ("visits", *PAIRS)}
+    tables |= {name: getattr(state, name).copy() for name in ("accepted", "begin") if len(getattr(state, name))}
+    for name, table in tables.items():
+        table[own] = first[own] if name == "begin" else 0
+    return replace(state, **tables)

@@ -4,6 +4,7 @@ serving.py    the server's supervisor: SuperLink, submission, progress, what hap
 joining.py    the client's supervisor: SuperNode, warm worker, waiting for a server that is away
 flower.py     what Flower is told: commands, environment, the connection; its answers, read
 nodes.py      the nodes that may take part
+numbers.py    which number each client has
 bundle.py     the app that the SuperLink ships to the nodes: no code, and how a node makes sure of that
 gate.py       what runs on a node in the place of Flower's task commands
 tail.py       a file of lines that another process writes

@@ -31,6 +31,7 @@ clientapp = "clients.app:app"
 [tool.flwr.app.config]
 directory = ""
 nodes = ""
+wards = 16
 """
 
 

@@ -106,16 +106,18 @@ class Link:
             return False
         return True
 
-    def submit(self, app: Path, directory: Path, nodes: Path | None = None) -> str:
+    def submit(self, app: Path, directory: Path, nodes: Path | None = None, wards: int = 16) -> str:
         """Start a run of the app on a run directory and return Flower's id of it.
 
         Args:
             nodes: the server's folder, which tells who may take part (`fedcl.real.nodes`); None: whoever comes.
+            wards: how many clients one node may have at most.
 
         Raises:
             FederationError: the SuperLink did not take it.
         """
-        told = f"directory={json.dumps(str(directory))}" + (f" nodes={json.dumps(str(nodes))}" if nodes else "")
+        told = f"directory={json.dumps(str(directory))} wards={wards}"
+        told += f" nodes={json.dumps(str(nodes))}" if nodes else ""
         answer = self._asked("run", str(app), CONNECTION, "-c", told)
         return str(answer["run-id"])
 

@@ -39,6 +39,7 @@ class Server:
     link: Link
     say: Callable[[str], None]
     listener: Callable[[Event], None]
+    wards: int = 16  # clients that one node may have at most
     _superlink: Child | None = None
 
     def __post_init__(self) -> None:
@@ -79,7 +80,7 @@ class Server:
             if fresh:
                 self.say(f"registered: {', '.join(fresh)}")
             failed = (self.folder / ERRORS).stat().st_size if (self.folder / ERRORS).exists() else 0
-            self.link.submit(app, self.folder, self.state if self.link.auth else None)
+            self.link.submit(app, self.folder, self.state if self.link.auth else None, self.wards)
         except FederationError as error:
             return str(error)
         return self._follow(stop, failed)
