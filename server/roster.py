@@ -86,8 +86,8 @@ class Roll:
                 node = self._asked.pop(reply.metadata.reply_to_message_id)
                 heard += [(node, hello) for hello in self._hear(node, reply)]
         for node, hello in sorted(heard, key=lambda each: bool(each[1].names)):  # numbers first: names avoid them
-            known = self.member(node) if self.member else None
-            key = known.key if known else ""
+            proved = self.member(node) if self.member else None
+            key = proved.key if proved else ""
             admit = self.table.admit_names(hello.names) if hello.names else self.table.admit_numbers(hello.numbers, key)
             self._hosts[node], why = admit
             for each in why:
