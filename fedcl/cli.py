@@ -225,24 +225,34 @@ def _doctor() -> int:
 @app.command("predict")
 def _predict(
     directory: Directory,
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help=".npy, .npz (array x) or .csv")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE...", help="Pictures, .csv, .parquet, .npz (array x), .npy, or folders of them."),
+    ],
     task: Annotated[int | None, typer.Option(help="The task that the inputs come from, if it is known.")] = None,
 ) -> int:
-    """Print file, row, class and probability for inputs in the data set's own units (digits: 0 to 16)."""
+    """Print a CSV table: file, row, class by name, its probability, and the probability of every class (p_NAME).
+
+    Inputs are in the data set's own units (digits: 0 to 16), tables with the columns of the training in any order.
+    """
     import csv
 
     from fedcl import result
-    from fedcl.predict import fit, known_task, predict, read_inputs
+    from fedcl.predict import known_task, predict, read_given
+    from fedcl.streams.walk import printable
 
     run = result.read(directory)
-    stream, model, classifier = run.stream(), run.model(), run.classifier()
+    model, stream, classifier = run.model(), run.outline, run.classifier()
     task = known_task(task, stream)
-    inputs = {path: fit(read_inputs(path), stream.dataset.x.shape[1:], str(path)) for path in files}
+    given = read_given(files, run.config, stream.dataset)
+    for note in given.notes:
+        _complain(f"note: {note}")
+    names = [printable(name) for name in stream.dataset.class_names]
     lines = csv.writer(sys.stdout, lineterminator="\n")
-    lines.writerow(("file", "row", "class", "probability"))
-    for path, x in inputs.items():
-        for found in predict(model, stream, x, task, classifier):
-            lines.writerow((path, found.row, found.label, f"{found.probability:.4f}"))
+    lines.writerow(("file", "row", "class", "probability", *(f"p_{name}" for name in names)))
+    for (path, row), found in zip(given.places(), predict(model, stream, given.x, task, classifier), strict=True):
+        chances = (f"{each:.6f}" for each in (found.probability, *found.probabilities))
+        lines.writerow((path, row, names[found.label], *chances))
     return OK
 
 

@@ -11,11 +11,12 @@ from fedcl import config
 from fedcl.answers import Tensors
 from fedcl.config import Scenario
 from fedcl.errors import ConfigError, FederationError
+from fedcl.inputs import read_inputs
 from fedcl.journal import read_events
 from fedcl.log import Log, collect, table
 from fedcl.metrics import Matrix
 from fedcl.results import client_figures, summarise
-from fedcl.streams import Stream
+from fedcl.streams import Stream, build_stream
 from fedcl.world import as_text, world
 
 if TYPE_CHECKING:
@@ -97,6 +98,16 @@ class Result:
         """Return the stream that the clients met."""
         return world(as_text(self.config))[1]
 
+    @cached_property
+    def outline(self) -> Stream:
+        """The stream without its items, which needs no data: what the model takes, and its classes by name and task.
+
+        Raises:
+            ConfigError: the run's inputs.json is damaged; of a run without one, its data is not there.
+        """
+        data = read_inputs(self.directory)
+        return self.stream() if data is None else build_stream(self.config, data)
+
     def model(self) -> nn.Module:
         """Return the trained global model, in evaluation mode.
 
@@ -112,7 +123,7 @@ class Result:
             raise FederationError(
                 f"{str(path)!r} is missing: the run has not ended; fedcl run --resume {self.directory}"
             )
-        data = self.stream().dataset
+        data = self.outline.dataset
         module = fedcl.models.make(self.config.model, tuple(data.x.shape[1:]), data.classes, self.config.seed)
         module.load_state_dict(safetensors.torch.load_file(path))
         return module.eval()

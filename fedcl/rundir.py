@@ -18,11 +18,12 @@ from fedcl.answers import Tensors
 from fedcl.config import Scenario
 from fedcl.engine.choice import resolve
 from fedcl.errors import ConfigError, FederationError
+from fedcl.inputs import write_inputs
 from fedcl.interrupt import Stopped
 from fedcl.journal import ERRORS, FAILED, RESULTS, read_events, replace_file, write_json
 from fedcl.lock import Lock
 from fedcl.results import summarise
-from fedcl.streams import Stream
+from fedcl.streams import Dataset, Stream
 
 # Who is told of every event while a run goes on in this process (the console).
 LISTENERS: ContextVar[tuple[Callable[[dict[str, Any]], None], ...]] = ContextVar("listeners", default=())
@@ -127,8 +128,8 @@ def orders(scenario: Scenario) -> list[str]:
     return [within, str(getattr(scenario.server.selection, "order", "uniform"))]
 
 
-def finish(folder: Path, weights: Tensors, classifier: Tensors, plain: dict[str, Any]) -> None:
-    """Write the global model, and what predicts instead of its logits if something does, then results.json.
+def finish(folder: Path, weights: Tensors, classifier: Tensors, dataset: Dataset, plain: dict[str, Any]) -> None:
+    """Write the global model, what it takes, what predicts instead of its logits if something does, then results.json.
 
     A run killed in between is resumed to write them all.
     """
@@ -141,4 +142,5 @@ def finish(folder: Path, weights: Tensors, classifier: Tensors, plain: dict[str,
             replace_file(path, [held], sync=False)
         else:
             path.unlink(missing_ok=True)
+    write_inputs(folder, dataset)
     write_json(folder / RESULTS, summarise(plain, read_events(folder)))

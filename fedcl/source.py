@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 from fedcl import keys
 from fedcl.answers import borrowed
 from fedcl.streams import Stream
+from fedcl.streams.dataset import Floats
 
 READY = 2**23  # numbers of inputs that are kept as the model sees them: 32 MiB in float32
 
@@ -32,6 +33,7 @@ class Source:
     permutations: Tensor | None  # (tasks, d)
     masks: Tensor | None  # (tasks, classes) 0 or -inf; None: every class can always be predicted
     dtype: torch.dtype
+    standard: tuple[Tensor, Tensor] | None = None  # mean and deviation (d,), instead of scale and shift
 
     @property
     def width(self) -> int:
@@ -40,18 +42,21 @@ class Source:
 
     def inputs(self, items: Tensor, tasks: Tensor) -> Tensor:
         """Return model inputs (..., *shape) of items (...) as the tasks (...) show them."""
-        flat = self.x.index_select(0, items.reshape(-1))
+        flat = self.x.index_select(0, items.reshape(-1))  # a copy already
+        if self.standard:  # each number by its own channel, before a task moves it
+            flat = _standardised(flat.to(self.dtype), *self.standard)
         if self.permutations is not None:
             flat = flat.gather(-1, self.permutations[tasks.reshape(-1)])
-        flat = _scaled(flat.to(self.dtype), self.scale, self.shift)  # a copy already
+        flat = _scaled(flat.to(self.dtype), self.scale, self.shift)
         return flat.view(*items.shape, *self.shape)
 
     def ready(self) -> "Source":
         """Return the same with the model inputs made once, if they are few enough to be kept."""
         if self.x.numel() > READY:
             return self
-        made = _scaled(self.x.to(self.dtype, copy=True), self.scale, self.shift)
-        return replace(self, x=made, scale=1.0, shift=0.0)
+        made = self.x.to(self.dtype, copy=True)
+        made = _standardised(made, *self.standard) if self.standard else _scaled(made, self.scale, self.shift)
+        return replace(self, x=made, scale=1.0, shift=0.0, standard=None)
 
     def mask(self, tasks: Tensor) -> Tensor:
         """Return what is added to the logits: (..., classes), or (..., 1) zeros where nothing is masked."""
@@ -67,6 +72,11 @@ def _scaled(x: Tensor, scale: float, shift: float) -> Tensor:
     return x.add_(shift) if shift else x
 
 
+def _standardised(x: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
+    """Standardise (n, d) in place: the mean goes first, so that a large common offset costs no digits."""
+    return x.sub_(mean).div_(deviation)
+
+
 def source(stream: Stream, split: str, dtype: torch.dtype, device: torch.device) -> Source:
     """Put one split ("train" or "test") of the stream's data on a device; the arrays are shared where they can be."""
     data = stream.dataset
@@ -77,15 +87,22 @@ def source(stream: Stream, split: str, dtype: torch.dtype, device: torch.device)
     flat = borrowed(x.reshape(len(x), math.prod(x.shape[1:])))
     if flat.dtype != torch.uint8:
         flat = flat.to(dtype)
+    shape, norm = tuple(x.shape[1:]), data.standard
+
+    def wide(values: Floats) -> Tensor:
+        """Return numbers of channels (c,), the last axis, as those of a flat input (d,)."""
+        return torch.from_numpy(np.resize(values, math.prod(shape))).to(device, dtype)
+
     return Source(
         x=flat.to(device),
         y=borrowed(y).to(device),
-        shape=tuple(x.shape[1:]),
-        scale=data.scale,
-        shift=data.shift,
+        shape=shape,
+        scale=1.0 if norm else data.scale,
+        shift=0.0 if norm else data.shift,
         permutations=None if stream.permutations is None else borrowed(stream.permutations).to(device),
         masks=None if masks is None else masks.to(device),
         dtype=dtype,
+        standard=(wide(norm.mean), wide(norm.deviation)) if norm else None,
     )
 
 

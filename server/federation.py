@@ -249,7 +249,8 @@ class Federation:
             "memory": peaks(),
         }  # fmt: skip
         self.journal.write(event)
-        rundir.finish(self.folder, state.weights, self.classifier(state), config.as_dict(self.scenario))
+        plain = config.as_dict(self.scenario)
+        rundir.finish(self.folder, state.weights, self.classifier(state), self.stream.dataset, plain)
 
     def seconds_so_far(self) -> float:
         """Return the seconds spent on this run, in all sittings."""

@@ -279,15 +279,15 @@ def test_one_input_needs_no_batch_dimension(capsys, run_directory, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        ("x.npy", np.zeros((3, 9, 9)), "shape (3, 9, 9): the model takes (n, 8, 8)"),
-        ("x.npy", np.full((1, 8, 8), np.nan), "must be finite numbers"),
-        ("x.npy", np.array([["a"]]), "must be finite numbers"),
-        ("x.csv", "1,2\n3\n", "cannot read inputs"),
-        ("x.csv", "a,b\n", "it holds no row"),
-        ("x.npz", np.zeros((1, 8, 8)), "cannot read inputs"),
-        ("x.npy", "no array", "cannot read inputs"),
-        ("x.png", "", ".npy, .npz (array x) or .csv"),
-        ("gone.npy", None, "cannot read inputs"),
+        ("x.npy", np.zeros((3, 9, 9)), "x.npy: has shape (3, 9, 9): the model takes (n, 8, 8)"),
+        ("x.npy", np.full((1, 8, 8), np.nan), "must hold finite numbers, but row 0 has NaN"),
+        ("x.npy", np.array([["a"]]), "its array holds <U1; must be numbers"),
+        ("x.csv", "1,2\n3\n", "has 1 cells in row 1, but 2 columns"),
+        ("x.csv", "a,b\n", "holds no item"),
+        ("x.npz", np.zeros((1, 8, 8)), "has no array 'x'"),
+        ("x.npy", "no array", "cannot be read as .npy"),
+        ("x.txt", "", "is of a kind that is not read; must be .npy, .png"),
+        ("gone.npy", None, "gone.npy: is not there"),
     ],
 )
 def test_inputs_that_cannot_be_predicted_are_one_sentence(capsys, run_directory, name, content, expected):

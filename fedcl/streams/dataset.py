@@ -12,12 +12,38 @@ from fedcl.errors import ConfigError
 from fedcl.settings import Settings
 
 Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
 Array = NDArray[Any]
 
 
 @dataclass(frozen=True, eq=False)
+class Standard:
+    """By what inputs are standardised: the model sees (x - mean) / deviation, by channel or column.
+
+    Raises:
+        ConfigError: the two do not fit each other, or are no numbers that can be.
+    """
+
+    mean: Floats  # (c,)
+    deviation: Floats  # (c,) above 0
+    n: int  # training inputs that they come from
+
+    def __post_init__(self) -> None:
+        """Check lengths and values."""
+        if self.mean.ndim != 1 or self.mean.shape != self.deviation.shape:
+            raise ConfigError(f"standardised by means of shape {self.mean.shape}, deviations {self.deviation.shape}")
+        if not (np.isfinite(self.mean).all() and np.isfinite(self.deviation).all() and (self.deviation > 0).all()):
+            raise ConfigError("standardised by means or deviations that are no finite numbers, or by a deviation of 0")
+
+
+def channels(shape: tuple[int, ...]) -> int:
+    """Return how many channels or columns inputs of a shape have: the last axis of (columns,) or (h, w, channels)."""
+    return 1 if len(shape) == 2 else shape[-1]
+
+
+@dataclass(frozen=True, eq=False)
 class Dataset:
-    """Inputs and labels; the model sees x * scale + shift.
+    """Inputs and labels; the model sees x * scale + shift, or what `standard` says.
 
     Raises:
         ConfigError: the arrays contradict each other (data sets of one's own come through here too).
@@ -32,13 +58,28 @@ class Dataset:
     shift: float = 0.0
     notes: tuple[str, ...] = ()  # what its user must be told, a line each: the start of a run has them
     elsewhere: bool = False  # the items lie with their owners: the server has none, a node those of its clients
+    names: tuple[str, ...] = ()  # of the classes, in the order of their numbers; (): the numbers are the names
+    columns: tuple[str, ...] = ()  # of tables: names of the inputs' columns
+    standard: Standard | None = None
 
     def __post_init__(self) -> None:
         """Check lengths, shapes, types and labels."""
         for problem in self._problems():
             raise ConfigError(f"stream.dataset: {problem}")
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The name of each class."""
+        return self.names or tuple(map(str, range(self.classes)))
+
     def _problems(self) -> Iterator[str]:
+        shape = self.x.shape[1:]
+        if self.names and len(self.names) != self.classes:
+            yield f"{len(self.names)} names of {self.classes} classes"
+        if self.columns and (len(self.columns),) != shape:
+            yield f"{len(self.columns)} names of columns for inputs of shape {shape}"
+        if self.standard and len(self.standard.mean) != channels(shape):
+            yield f"{len(self.standard.mean)} means for inputs of shape {shape}"
         if not len(self.x) and not self.elsewhere:
             yield "its training split is empty"
         if self.x.shape[1:] != self.test_x.shape[1:]:

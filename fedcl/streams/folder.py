@@ -23,7 +23,7 @@ from fedcl.errors import ConfigError, nearest
 from fedcl.settings import Settings, setting
 from fedcl.streams.dataset import Dataset, DatasetSettings, Ints
 from fedcl.streams.datasets import held_out
-from fedcl.streams.formats import ENDINGS, NO_LABEL, PICTURES, TABLES, Content, Unreadable, read_picture
+from fedcl.streams.formats import ENDINGS, NO_LABEL, PICTURES, TABLES, Content, Unreadable, Wanted, read_picture
 from fedcl.streams.labels import in_order
 from fedcl.streams.walk import Fault, File, fault, printable, walk, why
 
@@ -125,10 +125,10 @@ def _read(file: File, expected: Expected) -> Content:
         raise Unreadable(f"has {length:,} bytes, more than max_bytes = {most:,}")
     if ending in PICTURES:
         return read_picture(file.real, _class(file.path), expected.size, most)
-    return TABLES[ending](file.real, expected.label, most, expected.columns or ())
+    return TABLES[ending](file.real, Wanted(expected.label, expected.columns or ()), most)
 
 
-def _fitted(content: Content, expected: Expected) -> Content:
+def fitted(content: Content, expected: Expected) -> Content:
     """Return a file's items with the columns in the order of the other files.
 
     Raises:
@@ -199,7 +199,7 @@ def read_folder(folder: str | Path, expected: Expected | None = None) -> Found:
         if entry.path == MANIFEST:
             continue
         try:
-            content = _fitted(_read(entry, expected), expected)
+            content = fitted(_read(entry, expected), expected)
         except Unreadable as error:
             faults.append(fault(entry.path, str(error)))
             continue
@@ -292,6 +292,8 @@ class Folder(Reading, DatasetSettings):
             classes=len(found.classes),
             scale=1 / 255 if x.dtype == np.uint8 else 1.0,
             notes=tuple(notes(found)),
+            names=found.classes,
+            columns=found.expected.columns or (),
         )
 
     def _folder(self, root: str | None) -> Path:

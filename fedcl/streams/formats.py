@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
 from typing import Any, TextIO
 
@@ -50,6 +51,15 @@ class Content:
     y: Ints  # (n,) which of them, -1 = none
     columns: tuple[str, ...] | None = None  # of a table: the name of each column of x
     index: tuple[str, ...] = ()  # of a table: columns that are no inputs, as pandas' index is none
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a table must have."""
+
+    label: str  # the name of its column of labels
+    inputs: Collection[str] = ()  # names of columns that are inputs, whatever they look like
+    labelled: bool = True  # False: the labels are not looked at and may not be there
 
 
 @contextmanager
@@ -135,14 +145,17 @@ def _pixels(image: Any, picture: Any, size: int | None, most: int) -> Array:
     return np.array(read, np.uint8)
 
 
-def read_npz(path: str, most: int) -> Content:
-    """Read the arrays x (n, *shape) of numbers and y (n,) of labels.
+def read_npz(path: str, most: int, *, labelled: bool = True) -> Content:
+    """Read the arrays x (n, *shape) of numbers and, if `labelled`, y (n,) of labels.
 
     Raises:
         Unreadable: damaged, an array is missing, holds something else, or would unpack to more than `most` bytes.
     """
     with _decoding(path, ".npz"), zipfile.ZipFile(path) as file:
-        x, y = _member(file, "x", "buif", most), _member(file, "y", "buifU", most)
+        x = _member(file, "x", "buif", most)
+        if not labelled:
+            return Content(_inputs(x), (), np.full(len(x) if x.ndim else 1, NO_LABEL))
+        y = _member(file, "y", "buifU", most)
         if x.ndim < 2 or y.shape != (len(x),):
             raise Unreadable(f"has x of shape {x.shape} and y of shape {y.shape}; must be (n, ...) and (n,)")
         values, which = np.unique(y, return_inverse=True)
@@ -151,30 +164,48 @@ def read_npz(path: str, most: int) -> Content:
         return Content(_inputs(x), tuple(names), codes[which])
 
 
+def read_npy(path: str, most: int) -> Content:
+    """Read inputs without labels, one array of numbers.
+
+    Raises:
+        Unreadable: damaged, it holds something else, or has more than `most` bytes.
+    """
+    with _decoding(path, ".npy"):
+        length = os.stat(path).st_size
+        _bounded(length, most, "has")
+        x = _array(partial(open, path, "rb"), length, "its array", "buif")
+        return Content(_inputs(x), (), np.full(len(x) if x.ndim else 1, NO_LABEL))
+
+
 def _member(file: zipfile.ZipFile, name: str, kinds: str, most: int) -> Array:
-    """Read one array, after its header has been compared with its length, and its length with `most`."""
+    """Read one array of an .npz file, after its length has been compared with `most`."""
     if f"{name}.npy" not in file.namelist():
         there = [each.removesuffix(".npy") for each in file.namelist()]
         raise Unreadable(f"has no array {name!r}{nearest(name, there[:MOST_HINTS])}")
     length = file.getinfo(f"{name}.npy").file_size
     _bounded(length, most, f"its array {name!r} unpacks to")
+    return _array(partial(file.open, f"{name}.npy"), length, f"its array {name!r}", kinds)
+
+
+def _array(opened: Callable[[], Any], length: int, what: str, kinds: str) -> Array:
+    """Read one array, after its header has been compared with its length."""
     header = np.lib.format
-    with file.open(f"{name}.npy") as member:
+    with opened() as member:
         version = header.read_magic(member)
         if version not in ((1, 0), (2, 0)):
-            raise Unreadable(f"its array {name!r} is of version {version}; must be (1, 0) or (2, 0)")
+            raise Unreadable(f"{what} is of version {version}; must be (1, 0) or (2, 0)")
         read = header.read_array_header_1_0 if version == (1, 0) else header.read_array_header_2_0
         shape, _, dtype = read(member)
     if dtype.kind not in kinds or dtype.itemsize > 4 * MOST_LABEL:
-        raise Unreadable(f"its array {name!r} holds {dtype}; must be numbers{' or short text' * ('U' in kinds)}")
+        raise Unreadable(f"{what} holds {dtype}; must be numbers{' or short text' * ('U' in kinds)}")
     if math.prod(shape) * max(dtype.itemsize, 1) > length:
-        raise Unreadable(f"its array {name!r} announces shape {shape}, which {length:,} bytes cannot hold")
+        raise Unreadable(f"{what} announces shape {shape}, which {length:,} bytes cannot hold")
     if 0 in shape:
         raise Unreadable("holds no item")
-    with file.open(f"{name}.npy") as member:
+    with opened() as member:
         loaded: Array = header.read_array(member, allow_pickle=False)
         if member.read(1):
-            raise Unreadable(f"its array {name!r} goes on behind what it announces")
+            raise Unreadable(f"{what} goes on behind what it announces")
         return loaded
 
 
@@ -182,39 +213,41 @@ def _member(file: zipfile.ZipFile, name: str, kinds: str, most: int) -> Array:
 class _Columns:
     """What the columns of a table are: the place of the label, those of the inputs, and the names of both."""
 
-    label: int
+    label: int  # -1: nobody asks for it
     places: tuple[int, ...]
     inputs: tuple[str, ...]
     index: tuple[str, ...]  # what is neither
 
 
-def _split(columns: Sequence[str], label: str, wanted: Collection[str], index: Collection[str] = ()) -> _Columns:
+def _split(columns: Sequence[str], wanted: Wanted, index: Collection[str] = ()) -> _Columns:
     """Tell the columns of a table apart.
 
     Args:
         columns: their names.
-        label: that of the labels'.
-        wanted: names of inputs, whatever they look like.
+        wanted: which are to be there.
         index: names of those that the file itself calls its index.
 
     Raises:
         Unreadable: none is the label, it stands alone, or two columns have one name.
     """
-    names = [tidy(name) for name in columns]
-    if tidy(label) not in names:
-        raise Unreadable(f"has no column {label!r}{nearest(label, names[:MOST_HINTS])}")
-    place = names.index(tidy(label))
+    names, label = [tidy(name) for name in columns], tidy(wanted.label)
+    if wanted.labelled and label not in names:
+        raise Unreadable(f"has no column {wanted.label!r}{nearest(label, names[:MOST_HINTS])}")
     unnamed = takewhile(lambda number: UNNAMED.fullmatch(names[number]), range(len(names)))
     beside = {*unnamed, *(number for number, name in enumerate(names) if name in index or LEVEL.fullmatch(name))}
-    beside = {number for number in beside if number != place and names[number] not in wanted}
-    places = [number for number in range(len(names)) if number != place and number not in beside]
+    beside = {number for number in beside if names[number] not in (label, *wanted.inputs)}
+    labels = [number for number, name in enumerate(names) if name == label and name not in wanted.inputs]
+    places = [number for number in range(len(names)) if number not in (*labels, *beside)]
     inputs = [names[number] for number in places]
-    for name, times in Counter([names[place], *inputs]).most_common(1):
+    for name, times in Counter([label] * len(labels) + inputs).most_common(1):
         if times > 1:
             raise Unreadable(f"has {times} columns {name!r}")
     if not 1 <= len(inputs) < MOST_COLUMNS:
         raise Unreadable(f"has {len(inputs):,} columns of inputs beside the label's; must be 1 to {MOST_COLUMNS:,}")
-    return _Columns(place, tuple(places), tuple(inputs), tuple(names[number] for number in sorted(beside)))
+    return _Columns(
+        labels[0] if wanted.labelled else NO_LABEL, tuple(places), tuple(inputs),
+        tuple(names[number] for number in sorted(beside)),
+    )  # fmt: skip
 
 
 def _lines(file: TextIO) -> Iterator[str]:
@@ -239,36 +272,40 @@ def _number(row: int, cell: str) -> float:
         raise Unreadable(f"has {cell[:40]!r} in row {row}, where a number must be") from error
 
 
-def read_csv(path: str, label: str, most: int, wanted: Collection[str] = ()) -> Content:
+def read_csv(path: str, wanted: Wanted, most: int, names: Sequence[str] = ()) -> Content:
     """Read a table with commas and a line of column names: one column of labels, numbers in the others.
 
     A file cut off within its last number cannot be told from a whole one; any other cut is seen. The index that pandas
     writes as a first column without a name is left out.
 
+    Args:
+        path, wanted, most: the file, what it must have, and to how many bytes it may unpack.
+        names: of the columns, where the file has no line of them.
+
     Raises:
         Unreadable: no such column, text where a number must be, rows of different lengths, not UTF-8.
     """
-    values, codes, names, known = array("f"), array("q"), dict[str, int](), dict[str, int]()
+    values, codes, labels, known = array("f"), array("q"), dict[str, int](), dict[str, int]()
     with _decoding(path, ".csv"), open(path, encoding="utf-8-sig", newline="") as file:
         rows = csv.reader(_lines(file), strict=True)
-        heading = next(rows, [])
-        columns = _split(heading, label, wanted)
+        heading = names or next(rows, [])
+        columns = _split(heading, wanted)
         for number, row in enumerate(row for row in rows if row):
             if len(row) != len(heading):
                 raise Unreadable(f"has {len(row)} cells in row {number}, but {len(heading)} columns")
-            text = row[columns.label]
+            text = row[columns.label] if wanted.labelled else ""
             if text not in known:
-                known[text] = _coded(names, text)
+                known[text] = _coded(labels, text)
             codes.append(known[text])
             values.extend(_numbers(number, [row[place] for place in columns.places]))
             _bounded(4 * len(values), most, "unpacks to")
     if not codes:
         raise Unreadable("holds no item")
     x = np.frombuffer(values, np.float32).reshape(len(codes), len(columns.inputs))
-    return Content(x, tuple(names), np.frombuffer(codes, np.int64), columns.inputs, columns.index)
+    return Content(x, tuple(labels), np.frombuffer(codes, np.int64), columns.inputs, columns.index)
 
 
-def read_parquet(path: str, label: str, most: int, wanted: Collection[str] = ()) -> Content:
+def read_parquet(path: str, wanted: Wanted, most: int) -> Content:
     """Read a Parquet table: one column of labels, numbers in the others; an unknown number is NaN.
 
     What pandas has written as the table's index is left out.
@@ -280,7 +317,7 @@ def read_parquet(path: str, label: str, most: int, wanted: Collection[str] = ())
     kinds: Any = importlib.import_module("pyarrow").types
     with _decoding(path, ".parquet"), parquet.ParquetFile(path) as file:
         schema, rows = file.schema_arrow, file.metadata.num_rows
-        columns = _split(schema.names, label, wanted, _pandas_index(schema.metadata or {}))
+        columns = _split(schema.names, wanted, _pandas_index(schema.metadata or {}))
         for place, name in zip(columns.places, columns.inputs, strict=True):
             kind = schema.field(place).type
             if not (kinds.is_integer(kind) or kinds.is_floating(kind) or kinds.is_boolean(kind)):
@@ -289,14 +326,14 @@ def read_parquet(path: str, label: str, most: int, wanted: Collection[str] = ())
             raise Unreadable("holds no item")
         _bounded(8 * rows * len(schema.names), most, "unpacks to")
     # Labels stay numbers of a few texts: a small file may hold millions of them.
-    labels = schema.names[columns.label]
-    with _decoding(path, ".parquet"), parquet.ParquetFile(path, read_dictionary=[labels]) as file:
-        table = file.read([schema.names[place] for place in (columns.label, *columns.places)], use_threads=False)
+    labels = [schema.names[columns.label]] if wanted.labelled else []
+    with _decoding(path, ".parquet"), parquet.ParquetFile(path, read_dictionary=labels) as file:
+        table = file.read(labels + [schema.names[place] for place in columns.places], use_threads=False)
         x = np.empty((table.num_rows, len(columns.inputs)), np.float32)
         with np.errstate(over="ignore"):
             for number, place in enumerate(columns.places):
                 x[:, number] = np.asarray(table.column(schema.names[place]).to_numpy(), np.float64)
-        names, y = _labels(table.column(labels))
+        names, y = _labels(table.column(labels[0])) if labels else ((), np.full(len(x), NO_LABEL))
     return Content(x, names, y, columns.inputs, columns.index)
 
 
@@ -319,8 +356,8 @@ def _labels(column: Any) -> tuple[tuple[str, ...], Ints]:
     return tuple(names), np.concatenate(parts)
 
 
-TABLES: dict[str, Callable[[str, str, int, Collection[str]], Content]] = {
-    ".npz": lambda path, label, most, wanted: read_npz(path, most),
+TABLES: dict[str, Callable[[str, Wanted, int], Content]] = {
+    ".npz": lambda path, wanted, most: read_npz(path, most, labelled=wanted.labelled),
     ".csv": read_csv,
     ".parquet": read_parquet,
 }

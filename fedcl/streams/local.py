@@ -41,9 +41,10 @@ class Local(Reading, DatasetSettings):
         for problem in self._problems():
             raise ConfigError(f"stream.dataset.{problem}")
         x, y = np.empty((0, *self.shape), self.dtype), np.empty(0, np.int64)
-        scale = 1 / 255 if self.dtype == "uint8" else 1.0
+        scale, names = 1 / 255 if self.dtype == "uint8" else 1.0, self.expected.classes or ()
         return Dataset(
-            x=x, y=y, test_x=x, test_y=y, classes=len(self.classes), scale=scale, elsewhere=True,
+            x=x, y=y, test_x=x, test_y=y, classes=len(names), scale=scale, elsewhere=True, names=names,
+            columns=self.expected.columns or (),
         )  # fmt: skip
 
     def _problems(self) -> Iterator[str]:

@@ -195,7 +195,8 @@ def build_stream(scenario: Scenario, dataset: Dataset | None = None) -> Stream:
     """
     config, seed = scenario.stream, scenario.seed
     dataset = load_dataset(scenario) if dataset is None else dataset
-    tasks = every_class(config, dataset.classes) if dataset.elsewhere else make_tasks(config, dataset.classes, seed)
+    open_ended = getattr(config.dataset, "elsewhere", False)  # any client may have any class in any task
+    tasks = every_class(config, dataset.classes) if open_ended else make_tasks(config, dataset.classes, seed)
     per_round = scenario.server.clients_per_round or config.clients
     timeline = config.schedule.timeline(config.clients, config.tasks, per_round, seed)
     if dataset.elsewhere:
