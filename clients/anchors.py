@@ -32,9 +32,10 @@ def leave(site: Site, order: TrainOrder, old: Records) -> None:
     for row in np.flatnonzero((old["visits"] > 0) & (old["position"] != now)).tolist():
         tasks = order.tasks.copy()
         tasks[row] = timeline.order[order.clients[row], old["position"][row]]
-        if not site.stream.train.count[order.clients[row], tasks[row]]:
-            continue  # its files have gone: nothing of it can be kept
-        _take(site, replace(order, tasks=tasks), old, row)
+        if site.stream.train.count[order.clients[row], tasks[row]]:  # else its files have gone: nothing can be kept
+            _take(site, replace(order, tasks=tasks), old, row)
+        if site.path:  # the next task has a path of its own
+            old["path"][row] = old["moved"][row] = 0
     old["position"] = now
 
 
@@ -51,8 +52,6 @@ def _take(site: Site, order: TrainOrder, old: Records, row: int) -> None:
         kept = each.leave({one.name: held(one.name) for one in each.keeps}, left)
         for one in each.keeps:
             old[one.name][row] = kept[one.name].numpy(force=True)
-    if site.path:
-        old["path"][row] = old["moved"][row] = 0
 
 
 def own(site: Site, records: Records) -> dict[str, Tensors]:

@@ -139,6 +139,7 @@ class Trainer:
             raise ValueError("clients must come in descending order of steps")
         weights = block.start.clone(memory_format=torch.contiguous_format)
         if not self.terms:  # nothing to learn from: not even weight decay moves anything
+            self._stand(weights, block.counts)
             return Result(after=weights, losses={}, logits=weights.new_zeros(0, self.classes), buffers=block.buffers)
         buffers = {name: each.clone(memory_format=torch.contiguous_format) for name, each in block.buffers.items()}
         lifted, step = self._lift(weights), self.steps[block.capture is not None]
@@ -163,6 +164,14 @@ class Trainer:
         steps_done = torch.tensor(block.counts, dtype=weights.dtype, device=weights.device).clamp(min=1)
         means = {name: total / steps_done for name, total in sums.items()}
         return Result(after=weights, losses=means, logits=captured, buffers=buffers, path=path)
+
+    def _stand(self, weights: Tensor, counts: list[int]) -> None:
+        """Tell who watches of all steps of a visit that moves nothing."""
+        if self.watch:
+            self.watch(0, weights)
+            for k, numbers in _segments(counts):
+                for number in numbers:
+                    self.watch(number + 1, weights[:k])
 
     @cached_property
     def _stacked(self) -> Stacked:

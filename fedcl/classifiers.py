@@ -17,12 +17,17 @@ Predict = Callable[[Tensor], Tensor]
 def nearest(features: Tensor, prototypes: Tensor, seen: Tensor) -> Tensor:
     """Return -||f - P_c||^2 (b, classes) of features (b, f), -inf for classes without a prototype.
 
+    In float64, and about the mean of the prototypes: what all of them have in common can be much larger than what sets
+    them apart, and would take its digits.
+
     Args:
         prototypes: (classes, f) class means.
         seen: (classes,) bool.
     """
-    distances = torch.cdist(features, prototypes.to(features)).square()
-    return (-distances).masked_fill(~seen.to(distances.device), -torch.inf)
+    means, there = prototypes.to(features.device, torch.float64), seen.to(features.device)
+    center = (means * there[:, None]).sum(0) / there.sum().clamp(min=1)
+    distances = torch.cdist(features.double() - center, means - center).square()
+    return (-distances).masked_fill(~there, -torch.inf)
 
 
 def ridge(features: Tensor, classifier: Tensors) -> Tensor:

@@ -107,7 +107,13 @@ class Log:
     @cached_property
     def trained(self) -> set[int]:
         """Task ids that some client has trained on."""
-        return {task for event in self.rounds.values() for task in event.get("tasks", ()) if task >= 0}
+        return set(self.began)
+
+    @cached_property
+    def began(self) -> dict[int, int]:
+        """The first round in which some client trained on a task, by task."""
+        rounds = sorted(self.rounds.items(), reverse=True)
+        return {task: round for round, event in rounds for task in event.get("tasks", ()) if task >= 0}
 
     @cached_property
     def ends(self) -> Ends:

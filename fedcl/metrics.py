@@ -64,17 +64,15 @@ def bwt(a: Matrix, learnt: Indices | None = None) -> float:
     return _mean(a[-1, old] - a[learnt[old], old]) if len(old) else math.nan
 
 
-def fwt(a: Matrix, baseline: Vector, learnt: Indices | None = None) -> float:
+def fwt(before: Vector, baseline: Vector) -> float:
     """Forward transfer mean_{j>1} (a[j-1][j] - b_j) (Lopez-Paz and Ranzato, NeurIPS 2017, arXiv:1706.08840).
 
     Args:
-        a: (R, T) accuracies.
-        baseline: (T,) accuracies b of the fresh model.
-        learnt: (T,) row at which each task was learnt.
+        before: (n,) accuracies on tasks that nobody has trained on yet, of a model that has trained on others:
+            a[j-1][j] where tasks follow each other.
+        baseline: (n,) accuracies b of the fresh model on the same tasks.
     """
-    learnt = _learnt(a, learnt)
-    later = np.flatnonzero(learnt > 0)
-    return _mean(a[learnt[later] - 1, later] - baseline[later]) if len(later) else math.nan
+    return _mean(before - baseline)
 
 
 def plasticity(a: Matrix, learnt: Indices | None = None) -> float:

@@ -31,15 +31,14 @@ END_FIGURES = (
 )
 TRACE_FIGURES = ("min_acc", "wc_acc", "wf", "wp")
 FIGURES = ("acc", *END_FIGURES, "a_auc", "wf10", "wp10")
-# Figures that compare two moments: with one end of tasks (or all in one round) there is nothing to compare.
-COMPARING = ("forgetting", "bwt", "fwt", "first_minus_last", "pm", "min_acc")
+# Figures that compare two ends of tasks: with one (or all in one round) there is nothing to compare.
+COMPARING = ("forgetting", "bwt", "first_minus_last", "pm", "min_acc")
 
 
 def _end_figures(log: Log) -> dict[str, float]:
     """Figures of the accuracy matrix, and of the evaluations since each task was learnt."""
     a, learnt = log.ends.moments
     points, series = log.series
-    fresh = series[0] if points[0] == 0 else np.full(series.shape[1], np.nan)
     tasks = log.ends.tasks
     since = np.searchsorted(points, np.unique(log.ends.rounds)[learnt])
     return {
@@ -47,13 +46,43 @@ def _end_figures(log: Log) -> dict[str, float]:
         "aia": metrics.aia(a, learnt),
         "forgetting": metrics.forgetting(a, learnt),
         "bwt": metrics.bwt(a, learnt),
-        "fwt": metrics.fwt(a, fresh[tasks], learnt),
+        "fwt": _forward_transfer(log),
         "plasticity": metrics.plasticity(a, learnt),
         "first_minus_last": metrics.first_minus_last(a, learnt),
         "pm": metrics.pm(a, learnt),
         "min_acc": metrics.min_acc(series[: since.max() + 1, tasks], since),
         "wc_acc": metrics.wc_acc(series[: since.max() + 1, tasks], since),
     }
+
+
+def _untouched(log: Log) -> dict[int, int]:
+    """Return the last evaluation before anybody trained on a task, its place in the series, by task.
+
+    Tasks that began before a trained model was evaluated are left out, as the first one is: of what came over to them
+    nothing is known. In their own time clients are at many tasks when one of them ends, so its end tells nothing here.
+    """
+    points, first = log.series[0], min(log.began.values(), default=0)
+    last = {task: int(np.searchsorted(points, round)) - 1 for task, round in sorted(log.began.items())}
+    return {task: place for task, place in last.items() if place >= 0 and points[place] >= first}
+
+
+def _forward_transfer(log: Log) -> float:
+    """Return what the model could do on tasks before anybody trained on them, above what the fresh one could."""
+    points, series = log.series
+    untouched = _untouched(log)
+    if points[0] != 0 or not untouched:
+        return math.nan
+    tasks = list(untouched)
+    return metrics.fwt(series[list(untouched.values()), tasks], series[0, tasks])
+
+
+def _no_transfer(log: Log) -> str:
+    """Say why forward transfer is unknown."""
+    if 0 not in log.series[0]:
+        return "needs an evaluation of the fresh model (round 0)"
+    if _untouched(log):
+        return UNKNOWN
+    return "needs a task that nobody trained on before a trained model was evaluated (evaluate.every)"
 
 
 def _spaced(log: Log) -> tuple[list[int], Matrix, NDArray[np.bool_]]:
@@ -66,10 +95,16 @@ def _spaced(log: Log) -> tuple[list[int], Matrix, NDArray[np.bool_]]:
 
 
 def any_time(log: Log) -> dict[int, float]:
-    """Return the any-time accuracy up to each evaluation, by round; the last one is the run's `a_auc`."""
+    """Return the any-time accuracy up to each evaluation, by round; the last one is the run's `a_auc`.
+
+    Evaluations before the first task do not count, and tasks without test items are left out, with which a run has no
+    `a_auc`: what has been measured is enough to compare runs by.
+    """
     points, series, seen = _spaced(log)
-    now = [float(np.mean(row[begun])) for row, begun in zip(series, seen, strict=True)]
-    return dict(zip(points, (np.cumsum(now) / np.arange(1, len(now) + 1)).tolist(), strict=True))
+    known = [row[begun & ~np.isnan(row)] for row, begun in zip(series, seen, strict=True)]
+    now = {point: float(np.mean(row)) for point, row in zip(points, known, strict=True) if len(row)}
+    sums = np.cumsum(list(now.values()))
+    return dict(zip(now, (sums / np.arange(1, len(now) + 1)).tolist(), strict=True))
 
 
 def _series_figures(log: Log) -> dict[str, float]:
@@ -117,8 +152,8 @@ def _reason(name: str, log: Log) -> str:
     points, _ = log.series
     reasons = {
         "intransigence": "needs the accuracies of a run with joint training",
-        "a_auc": "needs evaluations between task ends (evaluate.every)",
-        "fwt": "needs an evaluation of the fresh model (round 0)" if 0 not in points else UNKNOWN,
+        "a_auc": UNKNOWN if _spaced(log)[2].any() else "needs evaluations between task ends (evaluate.every)",
+        "fwt": _no_transfer(log),
         "wf10": "needs at least two evaluations" if len(points) < 2 else UNKNOWN,
         "wp10": "needs at least two evaluations" if len(points) < 2 else UNKNOWN,
     }

@@ -15,7 +15,7 @@ from scipy.stats import chisquare
 from torch.nn.functional import cross_entropy
 
 from clients import visits
-from clients.curricula import Curriculum, Vanilla, Visit, ranks, scores
+from clients.curricula import HARDEST, Curriculum, Vanilla, Visit, ranks, scores
 from clients.curricula.cyclical import Cyclical, drawn, fractions
 from clients.curricula.episodes import Episodes
 from clients.curricula.sample import Curr, Rand, Sample, progress
@@ -174,7 +174,7 @@ def test_an_empty_pool_is_an_error():
 
 def test_ranks_put_padding_last_and_ties_by_position():
     inside = np.array([[True, True, True, False], [True, True, True, True]])
-    found = ranks(np.array([[0.5, -0.5, 0.5, -9.0], [np.inf, np.nan, 1.0, -np.inf]]), inside)
+    found = ranks(np.array([[0.5, -0.5, 0.5, -9.0], [HARDEST, HARDEST, 1.0, -HARDEST]]), inside)
     assert found.tolist() == [[1, 0, 2, 3], [2, 3, 1, 0]]
 
 

@@ -163,9 +163,11 @@ def test_tasks_that_all_end_together_leave_forgetting_absent() -> None:
     stream += [{"event": "task_end", "round": 5, "tasks": [0, 1, 2], "accuracy": ACCURACY[5]}, END]
     result = summarise({}, stream)
     assert result["metrics"]["acc"] == pytest.approx((0.3 + 0.6 + 0.4) / 3)
-    for name in ("forgetting", "bwt", "fwt", "first_minus_last", "pm", "min_acc"):
+    for name in ("forgetting", "bwt", "first_minus_last", "pm", "min_acc"):
         assert result["metrics"][name] is None
         assert result["absent"][name] == "needs tasks that end in at least two different rounds"
+    assert result["metrics"]["fwt"] is None
+    assert "before a trained model was evaluated" in result["absent"]["fwt"]
 
 
 def test_one_task() -> None:

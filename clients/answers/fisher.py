@@ -38,4 +38,5 @@ def squared_gradients(case: Case) -> Tensor:
 
 def fisher_sums(case: Case) -> Tensor:
     """Return the flat sums, then the number of samples (FedEWC)."""
-    return torch.cat([squared_gradients(case), torch.tensor([float(len(case.items))]).to(case.items.device)])
+    sums = squared_gradients(case)
+    return torch.cat([sums, sums.new_tensor([len(case.items)])])

@@ -20,6 +20,7 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 # pools(number, done) -> (k, w) the items of pass `number` (from 0), `done` (k,) steps after the visit's beginning
 Pools = Callable[[int, Ints], Bools]
+HARDEST = 1e300  # above every loss that a model has, and finite still when a draw multiplies it or an order negates it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,8 @@ class Visit:
 
     inside: Bools  # (k, w) False on padding
     labels: Ints  # (k, w)
-    losses: NDArray[np.float64] | None  # (k, w) cross-entropy of each item under the models that the curriculum needs
+    # (k, w) cross-entropy of each item under the models that the curriculum needs; HARDEST where it is no number
+    losses: NDArray[np.float64] | None
     steps: Ints  # (k,) T of one visit as published: (floor(N / B) + 1) * epochs
     number: Ints  # (k,) visits of the client's current position before this one, by its own clock
     visits: Ints  # (k,) length of that position
@@ -75,11 +77,11 @@ class Vanilla(Curriculum):
 def ranks(difficulty: NDArray[np.float64], inside: Bools) -> Ints:
     """Return the rank (k, w) of each item among its client's, 0 = lowest; ties by position, padding behind.
 
-    A loss that is no number counts as the largest there is.
+    Args:
+        difficulty: (k, w) finite numbers.
+        inside: (k, w) False on padding.
     """
-    largest = np.finfo(np.float64).max
-    known = np.nan_to_num(difficulty, nan=largest, posinf=largest, neginf=-largest)
-    order = np.argsort(np.where(inside, known, np.inf), axis=1, kind="stable")
+    order = np.argsort(np.where(inside, difficulty, np.inf), axis=1, kind="stable")
     found = np.empty(order.shape, np.int64)
     np.put_along_axis(found, order, np.broadcast_to(np.arange(order.shape[1]), order.shape), axis=1)
     return found

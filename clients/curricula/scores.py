@@ -20,6 +20,7 @@ from torch import Tensor
 import fedcl.models
 from clients import visits
 from clients.answers.case import load_weights
+from clients.curricula import HARDEST
 from clients.losses.cross_entropy import CrossEntropy
 from clients.memories import Ints, Records
 from clients.programs import Programs
@@ -36,13 +37,13 @@ EXPERT_EPOCHS = 10
 
 
 def losses(site: Site, order: TrainOrder, old: Records, local: Local) -> NDArray[np.float64]:
-    """Return the difficulty (k, w) of each client's items, 0 on padding."""
+    """Return the difficulty (k, w) of each client's items, 0 on padding; a loss that is no number is HARDEST."""
     found = np.zeros(local.items.shape)
     for row, length in enumerate(local.lengths.tolist()):
         items, tasks = local.items[row, :length], local.tasks[row, :length]
         for weights in _models(site, order, old, row):
             found[row, :length] += cross_entropies(site, weights, items, tasks)
-    return found
+    return np.nan_to_num(found, nan=HARDEST, posinf=HARDEST)
 
 
 def cross_entropies(site: Site, weights: Tensor, items: Ints, tasks: Ints) -> NDArray[np.float64]:
@@ -100,7 +101,8 @@ def _trained(site: Site, task: int) -> Tensor:
         buffers={name: torch.zeros_like(start[None]) for name in client.optimizer.buffers},
         steps_before=torch.zeros(1, dtype=torch.float64, device=site.device),
     )
-    trainer = replace(site.trainer, terms={"ce": CrossEntropy()}, transforms=(), programs=Programs())
+    # Plain training: nothing of the method, of which a path along its regularisers would be left over.
+    trainer = replace(site.trainer, terms={"ce": CrossEntropy()}, transforms=(), path=False, programs=Programs())
     return trainer.train(block).after[0]
 
 

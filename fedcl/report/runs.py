@@ -23,7 +23,7 @@ MEANING: dict[str, tuple[str, str, bool]] = {
     "aia": ("AIA", "mean over task ends, on the tasks so far", False),
     "forgetting": ("Forgetting", "best since learnt minus last, old tasks", True),
     "bwt": ("BWT", "last minus when just learnt, old tasks", True),
-    "fwt": ("FWT", "accuracy before a task is learnt minus the fresh model's", True),
+    "fwt": ("FWT", "accuracy before anyone trains on a task minus the fresh model's", True),
     "plasticity": ("Plasticity", "accuracy of each task when just learnt", False),
     "first_minus_last": ("First − last", "when just learnt minus last, old tasks", True),
     "intransigence": ("Intransigence", "joint training minus when just learnt", True),
