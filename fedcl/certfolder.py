@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from fedcl import certs
+from fedcl import certs, files
 from fedcl.errors import ConfigError
 from fedcl.journal import sync_path
 
@@ -45,10 +45,9 @@ def _read(path: Path, load: Callable[[bytes], T], what: str, remedy: str = BACK)
     """Return what a file holds, None if it is not there."""
     from cryptography.exceptions import UnsupportedAlgorithm
 
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return None
+    data = files.named(path, "certs:", files.KEY)
     try:
         return load(data)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:  # TypeError: it asks for a passphrase

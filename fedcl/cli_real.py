@@ -1,5 +1,6 @@
 """`fedcl server` and `fedcl client`: the commands of a federation on real machines."""
 
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,7 +9,7 @@ import click
 import typer
 from typer.core import TyperGroup
 
-from fedcl import completion
+from fedcl import completion, files
 from fedcl.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
@@ -42,13 +43,9 @@ def _defaults(context: typer.Context, path: Path | None) -> Path | None:
         return None
     from fedcl.config import parse
 
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--config {str(path)!r}: cannot be read ({error})") from error
     names = {_typed(each): str(each.name) for each in context.command.params if each.name != "file"}
     given = {}
-    for key, value in parse(text, str(path)).items():
+    for key, value in parse(files.text(path, "--config"), str(path)).items():
         key = str(key).replace("_", "-")
         if key not in names:
             raise ConfigError(f"{path}: {key!r} is no option of {context.command_path}{nearest(key, names)}")
@@ -83,10 +80,11 @@ def _made(state: Path) -> Path:
 
 
 def _there(option: str, path: Path | None, *names: str) -> Path | None:
-    """Return a path as absolute after a look whether it, or what must be in it, is there."""
+    """Return a path as absolute after a look whether it, or what must be in it, is a file that can be read."""
     for each in [path / name for name in names] if path and names else [path] if path else []:
-        if not each.exists():
+        if not os.path.lexists(each):
             raise ConfigError(f"{option} {str(path)!r}: there is no {str(each)!r}; fedcl certs makes it")
+        files.checked(each, option, files.KEY)
     return path.absolute() if path else None
 
 

@@ -6,14 +6,14 @@ as one `ConfigError` sentence with the key, the value and the nearest valid choi
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from functools import reduce
 from operator import getitem
-from pathlib import Path
 from typing import Any, Literal
 
-from fedcl import addresses, registry
+from fedcl import addresses, files, registry
 from fedcl.contradictions import problems
 from fedcl.errors import ConfigError, nearest, shown
 from fedcl.groups import chosen
@@ -295,17 +295,14 @@ def read(scenario: str) -> Plain:
     """Read a shipped scenario by name, or a scenario file by path, as plain values.
 
     Raises:
-        ConfigError: there is neither, or it is not YAML.
+        ConfigError: there is neither, or it is no plain file of YAML.
     """
-    shipped, path = scenario_names(), Path(scenario)
+    shipped = scenario_names()
     if scenario in shipped:
         return parse(shipped[scenario].read_text(encoding="utf-8"), scenario)
-    try:
-        if path.is_file():
-            return parse(path.read_text(encoding="utf-8"), scenario)
+    if not os.path.lexists(scenario):
         raise ConfigError(f"no scenario {scenario!r}, neither shipped nor a file{nearest(scenario, shipped)}")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read scenario {scenario!r}: {error}") from error
+    return parse(files.text(scenario, "scenario"), scenario)
 
 
 def load(scenario: str | Plain, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Scenario:

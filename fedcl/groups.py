@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from functools import cache
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
+from fedcl import files
 from fedcl.errors import ConfigError, nearest, shown
 from fedcl.plain import Plain, mapping, parse
 from fedcl.shipped import ENDING, GROUPS
@@ -26,10 +26,7 @@ def groups(scenario: str, own: Plain) -> Plain:
 
 def _of_file(scenario: str, path: str) -> Plain:
     """Return the groups that a file such as a search's best.yaml has for a scenario."""
-    try:
-        found = parse(Path(path).read_text(encoding="utf-8"), path)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"group: cannot read {path!r}: {error}") from error
+    found = parse(files.text(path, "group:"), path)
     if scenario not in found:
         raise ConfigError(f"group: {path!r} has none for the scenario {scenario!r}{nearest(scenario, found)}")
     return mapping(found[scenario], f"{path}: {scenario}")

@@ -13,6 +13,7 @@ from fedcl.answers import Tensors
 from fedcl.classifiers import predictor
 from fedcl.config import Scenario
 from fedcl.errors import ConfigError, nearest
+from fedcl.files import Unfit, opened
 from fedcl.source import source
 from fedcl.streams import Dataset, Stream
 from fedcl.streams.dataset import Array
@@ -102,16 +103,14 @@ def read_given(paths: Iterable[Path], scenario: Scenario, data: Dataset) -> Give
 
 def _files(path: Path, faults: list[Fault]) -> Iterator[tuple[str, str]]:
     """Yield where each file lies, and its name; what is none goes to `faults`."""
-    if path.is_file():
-        yield str(path), str(path)
-    elif path.is_dir():
+    if path.is_dir():
         for each in walk(str(path), ENDINGS):
             if isinstance(each, Fault):
                 faults.append(each)
             else:
                 yield each.real, f"{path}/{each.path}"
     else:
-        faults.append(fault(str(path), "is no file and no folder" if path.exists() else "is not there"))
+        yield str(path), str(path)
 
 
 def _read(path: str, reading: Reading, data: Dataset) -> Content:
@@ -121,6 +120,10 @@ def _read(path: str, reading: Reading, data: Dataset) -> Content:
         Unreadable: it holds no inputs of the model.
     """
     ending, most, wanted = Path(path).suffix.lower(), reading.max_bytes, Wanted(reading.label, data.columns, False)
+    try:
+        opened(path, most).close()
+    except Unfit as error:
+        raise Unreadable(str(error)) from error
     if ending in PICTURES:
         if data.x.dtype != np.uint8:
             raise Unreadable(f"is a picture (uint8), but the model was trained on {data.x.dtype}")

@@ -143,7 +143,7 @@ def test_a_file_that_is_not_text_or_not_there_is_one_sentence(tmp_path):
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x80" * 20)
     assert "binary.yaml" in refusal(scenario=str(tmp_path / "binary.yaml"))
     assert "did you mean 'split-digits'" in refusal(scenario="split-digit")
-    assert "cannot read" in refusal(scenario="x" * 5000)
+    assert "neither shipped nor a file" in refusal(scenario="x" * 5000)
 
 
 def test_a_whole_number_is_a_fraction_too():

@@ -474,7 +474,7 @@ def test_what_may_not_be_read_is_named(tmp_path: Path) -> None:
     finally:
         (tmp_path / "b").chmod(0o700)
     assert found == {
-        "a.csv": "cannot be read as .csv (Permission denied)",
+        "a.csv": "cannot be read (Permission denied)",
         "b/": "cannot be listed (Permission denied)",
     }
 
@@ -545,7 +545,7 @@ def test_a_manifest_says_which_files_are_which_task(tmp_path: Path) -> None:
         ("[{name: a, files: [b]}, {name: a, files: [c]}]", "task 2 has the name 'a' of one before it"),
         ("- {name: a, files: b}", "task 1 must have files: a list of patterns"),
         ("- {name: a, files: [1]}", "task 1 must have files: a list of patterns"),
-        ("#" * (1 << 20) + "\n", "must be a plain file of up to 1,048,576 bytes"),
+        ("#" * (1 << 20) + "\n", "has 1,048,577 bytes, more than the 1,048,576 that are read"),
     ],
 )
 def test_a_manifest_that_cannot_be_followed_is_refused(tmp_path: Path, text: str, reason: str) -> None:

@@ -240,7 +240,7 @@ def test_given_weights_are_where_a_run_starts(tmp_path: Path) -> None:
     [
         ("model.width=7", r"parameter 'body\.1\.weight' has shape \(6, 5\) where the model has \(7, 5\)"),
         ("model.depth=2", r"has no parameter 'body\.3\.weight'"),
-        ("model.weights=nowhere.safetensors", "cannot be read as safetensors"),
+        ("model.weights=nowhere.safetensors", "is not there"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(override: str, said: str, tmp_path: Path) -> None:

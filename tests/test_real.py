@@ -135,7 +135,7 @@ def test_nodes_are_added_by_their_public_keys_and_named_by_their_files(tmp_path:
     assert known.names == ["b"]
     for wrong, why in (
         (keys / "b.key", "name the public key, NAME.pub"),
-        (keys / "c.pub", "cannot be read"),
+        (keys / "c.pub", "is not there"),
         (tmp_path / "certs" / "ca.crt", "name the public key"),
     ):
         with pytest.raises(ConfigError, match=why):

@@ -265,7 +265,7 @@ def test_the_best_settings_are_groups_that_a_scenario_takes(searched: tuple[Swee
         config.load("split-digits", [f"group={file}:best-err"])
     with pytest.raises(ConfigError, match=r"has none for the scenario 'task-digits'; did you mean 'split-digits'\?"):
         config.load("task-digits", [f"group={file}:best-er"])
-    with pytest.raises(ConfigError, match=r"group: cannot read 'nowhere\.yaml'"):
+    with pytest.raises(ConfigError, match=r"group: 'nowhere\.yaml'"):
         config.load("split-digits", ["group=nowhere.yaml:best-er"])
 
 

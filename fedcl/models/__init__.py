@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fedcl import keys
+from fedcl import files, kept, keys
 from fedcl.answers import Tensors
 from fedcl.errors import ConfigError, nearest
 from fedcl.keys import Purpose
@@ -88,16 +88,13 @@ def given(settings: ModelSettings, drawn: Tensors) -> Tensors:
     Raises:
         ConfigError: the file cannot be read, or is of another model.
     """
-    import safetensors
-    import safetensors.torch
-
     if settings.weights is None:
         return drawn
     key = f"model.weights = {settings.weights!r}"
     try:
-        found = safetensors.torch.load_file(settings.weights)
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise ConfigError(f"{key}: cannot be read as safetensors ({' '.join(str(error).split())[:200]})") from error
+        found = kept.tensors(files.named(settings.weights, "model.weights =", files.ARRAYS))
+    except ValueError as error:
+        raise ConfigError(f"{key}: cannot be read as safetensors ({error})") from error
     for name, each in drawn.items():
         body = not name.startswith("head.")
         if name not in found and body:

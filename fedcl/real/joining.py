@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedcl import certs
+from fedcl import certs, files
 from fedcl.errors import ConfigError
 from fedcl.interrupt import LOOK, StopRequest
 from fedcl.names import Hosted
@@ -134,8 +134,8 @@ def name_by(key: Path | None) -> str:
     if key is None:
         return ""
     try:
-        return certs.node_name(certs.load_node_key(key.read_bytes()).public_key())
-    except (OSError, ValueError, TypeError) as error:
+        return certs.node_name(certs.load_node_key(files.named(key, "--key", files.KEY)).public_key())
+    except (ValueError, TypeError) as error:
         raise ConfigError(f"--key {str(key)!r} is no private key of a node, as fedcl certs makes ({error})") from error
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedcl import certs
+from fedcl import certs, files
 from fedcl.errors import ConfigError, nearest
 from fedcl.journal import write_json
 from fedcl.real.flower import Link
@@ -104,10 +104,7 @@ class Nodes:
 
 
 def _check(key: Path, kept: Path) -> None:
-    try:
-        data = key.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{str(key)!r} cannot be read ({error.strerror})") from error
+    data = files.named(key, "nodes add", files.KEY)
     if key.suffix != ".pub":
         raise ConfigError(f"{str(key)!r}: name the public key, NAME.pub, which fedcl certs has made beside NAME.key")
     certs.checked_name(key.stem)

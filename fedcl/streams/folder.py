@@ -11,6 +11,7 @@ those still being written (`.name`, `name.tmp`, `name.part`).
 
 import os
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from fedcl import files
 from fedcl.errors import ConfigError, nearest
 from fedcl.settings import Settings, setting
 from fedcl.streams.dataset import Dataset, DatasetSettings, Ints
@@ -116,9 +118,10 @@ def _read(file: File, expected: Expected) -> Content:
     if ending not in ENDINGS:
         raise Unreadable(f"is of a kind that is not read; must be {', '.join(ENDINGS)}")
     try:
-        length = os.stat(file.real).st_size
-    except OSError as error:
-        raise Unreadable(f"is gone ({why(error)})") from error
+        with files.opened(file.real, sys.maxsize) as opened:
+            length = os.fstat(opened.fileno()).st_size
+    except files.Unfit as error:
+        raise Unreadable(str(error)) from error
     if not length:
         raise Unreadable("is empty")
     if length > most:

@@ -14,7 +14,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from fedcl import keys
+from fedcl import files, keys
 from fedcl.errors import ConfigError
 from fedcl.keys import Purpose
 from fedcl.settings import setting
@@ -51,13 +51,15 @@ def _sizes(file: BinaryIO, dimensions: int, most: int) -> tuple[int, ...]:
     sizes = tuple(np.frombuffer(_read_exactly(file, 4 * dimensions), ">u4").tolist())
     if min(sizes) < 1 or math.prod(sizes) > most:
         raise _Damaged(f"announces sizes {sizes}, which a file of its length cannot hold")
+    if math.prod(sizes) > files.ARRAYS:
+        raise _Damaged(f"unpacks to {math.prod(sizes):,} bytes, more than the {files.ARRAYS:,} that are read")
     return sizes
 
 
 def _read(path: Path, dimensions: int) -> NDArray[np.uint8]:
     packed = path.suffix == ".gz"
-    most = os.path.getsize(path) * (GZIP_RATIO if packed else 1)
-    with gzip.open(path) if packed else path.open("rb") as opened:
+    with files.opened(path, files.ARRAYS) as plain, gzip.open(plain) if packed else plain as opened:
+        most = os.fstat(plain.fileno()).st_size * (GZIP_RATIO if packed else 1)
         file: BinaryIO = opened  # type: ignore[assignment]  # GzipFile reads like any binary file
         sizes = _sizes(file, dimensions, most)
         content = _read_exactly(file, math.prod(sizes))
@@ -79,7 +81,7 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     """
     try:
         return _read(path, dimensions)
-    except (_Damaged, OSError, EOFError, zlib.error) as error:
+    except (_Damaged, files.Unfit, OSError, EOFError, zlib.error) as error:
         raise ConfigError(f"{path}: {error}; fetch the file again, or set data.root or FEDCL_DATA") from error
 
 
@@ -90,7 +92,7 @@ def find_file(folder: Path, name: str) -> Path:
         ConfigError: there is neither.
     """
     for path in (folder / name, folder / f"{name}.gz"):
-        if path.is_file():
+        if os.path.lexists(path):
             return path
     raise ConfigError(
         f"{folder / name}: neither it nor its .gz is there; set data.root or FEDCL_DATA to the data folder"

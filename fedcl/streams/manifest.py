@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 import yaml
 
+from fedcl import files
 from fedcl.errors import ConfigError
 from fedcl.streams.dataset import Ints
 from fedcl.streams.folder import MANIFEST, TASK, TEST, Found, apart, group
-from fedcl.streams.walk import Fault, fault, printable, why
+from fedcl.streams.walk import Fault, fault, printable
 
 MOST_MANIFEST = 1 << 20  # bytes
 EVERYTHING = "all"  # the one task where nothing says otherwise
@@ -120,11 +121,11 @@ def read_manifest(path: Path) -> dict[str, list[str]]:
         ConfigError: it is no plain file of a size to be believed, no YAML, or no list of names with files.
     """
     try:
-        if path.is_symlink() or not path.is_file() or path.stat().st_size > MOST_MANIFEST:
-            raise ConfigError(f"{MANIFEST}: must be a plain file of up to {MOST_MANIFEST:,} bytes")
-        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{MANIFEST}: cannot be read ({why(error)})") from error
+        if path.is_symlink():
+            raise files.Unfit("is a link; must be a plain file")
+        plain = yaml.safe_load(files.content(path, MOST_MANIFEST).decode("utf-8"))
+    except files.Unfit as error:
+        raise ConfigError(f"{MANIFEST}: {error}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{MANIFEST}: is no YAML ({printable(' '.join(str(error).split()))[:120]})") from error
     if not isinstance(plain, list) or not plain:

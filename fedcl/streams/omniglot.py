@@ -5,6 +5,7 @@ rows of 105 bits, ink = 1, each row padded to 14 bytes) and `names_xz` (lzma: n 
 """
 
 import lzma
+import zlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fedcl import keys
+from fedcl import files, keys
 from fedcl.errors import ConfigError
 from fedcl.keys import Purpose
 from fedcl.settings import setting
@@ -21,6 +22,8 @@ from fedcl.streams.dataset import Dataset, DatasetSettings, Ints
 from fedcl.streams.datasets import SPLIT_SEED, held_out
 
 SIDE, ROW_BYTES = 105, 14
+# What NumPy, zipfile and lzma raise for bytes that are not what they announce.
+FAULTS = (files.Unfit, OSError, ValueError, KeyError, EOFError, MemoryError, zlib.error, lzma.LZMAError)
 MOST_PICTURES, MOST_NAME_BYTES = 100_000, 10_000_000  # no file is believed beyond this
 PARTS = ("omniglot_background.npz", "omniglot_evaluation.npz")
 TEST_SHARE = 0.25  # 5 of a character's 20 drawings
@@ -59,7 +62,8 @@ def read_pictures(path: Path) -> tuple[NDArray[np.bool_], list[str]]:
         ConfigError: the file is missing or damaged, or holds something else.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with files.opened(path, files.ARRAYS) as plain:
+            file = np.load(files.unpacking(plain, files.ARRAYS), allow_pickle=False)
             n = int(file["n"])
             if not 0 < n <= MOST_PICTURES:
                 raise ValueError(f"it announces {n} pictures")
@@ -68,7 +72,7 @@ def read_pictures(path: Path) -> tuple[NDArray[np.bool_], list[str]]:
         packed = np.frombuffer(bits, np.uint8).reshape(n, SIDE, ROW_BYTES)
         if len(names) != n:
             raise ValueError(f"{len(names)} names for {n} pictures")
-    except (OSError, ValueError, KeyError, EOFError, lzma.LZMAError) as error:
+    except FAULTS as error:
         raise ConfigError(
             f"{path}: cannot be read as packed Omniglot ({' '.join(str(error).split())[:120]}); "
             "set data.root or FEDCL_DATA to the data folder"

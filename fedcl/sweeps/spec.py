@@ -13,11 +13,12 @@ search: {..}                         # settings that are looked for instead of l
 limits: {runs: 500}
 """
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fedcl import config
+from fedcl import config, files
 from fedcl.config import Scenario
 from fedcl.errors import ConfigError, nearest
 from fedcl.overrides import as_texts
@@ -61,14 +62,12 @@ def read(sweep: str, changes: Iterable[str] = ()) -> Sweep:
     Raises:
         ConfigError: there is neither, or it is no sweep; names key, value and nearest valid choice.
     """
-    shipped, path = sweep_names(), Path(sweep)
-    try:
-        if sweep not in shipped and not path.is_file():
-            raise ConfigError(f"no sweep {sweep!r}, neither shipped nor a file{nearest(sweep, shipped)}")
-        text = (shipped.get(sweep) or path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read sweep {sweep!r}: {error}") from error
-    return of_plain(parse(text, sweep), sweep if sweep in shipped else path.stem, changes)
+    shipped = sweep_names()
+    if sweep in shipped:
+        return of_plain(parse(shipped[sweep].read_text(encoding="utf-8"), sweep), sweep, changes)
+    if not os.path.lexists(sweep):
+        raise ConfigError(f"no sweep {sweep!r}, neither shipped nor a file{nearest(sweep, shipped)}")
+    return of_plain(parse(files.text(sweep, "sweep"), sweep), Path(sweep).stem, changes)
 
 
 KEYS = ("name", "scenario", "scenarios", "set", "grid", "seeds", "search", "limits")
