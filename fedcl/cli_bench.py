@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from fedcl import completion
+from fedcl.distribution import install, installed
 from fedcl.errors import ConfigError
 
 WIDTH = 120  # of the table where nobody reads along
@@ -58,7 +59,6 @@ def bench(
     from rich.console import Console
 
     from fedcl.bench import runner
-    from fedcl.bench.machine import installed
     from fedcl.bench.table import table
     from fedcl.journal import write_json
 
@@ -71,7 +71,7 @@ def bench(
         return 0
     asked = runner.cases(_names(workload), _numbers(clients), _names(against), rounds, overrides or ())
     if not against and installed("pfl") is None:
-        typer.echo("fedcl: note: pfl is left out, as it is not installed; pip install 'fedcl[bench]'", err=True)
+        typer.echo(f"fedcl: note: pfl is left out, as it is not installed; {install('bench')}", err=True)
     found: dict[str, Any] = {}
 
     def done(so_far: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fedcl import machine
+from fedcl.distribution import DISTRIBUTION, install, installed
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -42,16 +43,9 @@ def _python() -> Iterator[Finding]:
 # Packages: what fedcl's own metadata asks for, and what its extras would add.
 
 
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def _requirement(wanted: "Requirement") -> Finding:
     """Compare one requirement of fedcl with what is installed."""
-    remedy, version = "pip install -c constraints.txt -e .", _version(wanted.name)
+    remedy, version = install(), installed(wanted.name)
     if version is None:
         return Finding("broken", f"{wanted.name} is not installed, {wanted.specifier} is needed", remedy)
     if not wanted.specifier.contains(version, prereleases=True):
@@ -61,8 +55,8 @@ def _requirement(wanted: "Requirement") -> Finding:
 
 def _extra(name: str, wanted: Sequence["Requirement"]) -> Finding:
     """Say whether an extra is there."""
-    versions = {each: _version(each.name) for each in wanted}
-    command = f"pip install {' '.join(repr(f'{each.name}{each.specifier}') for each in wanted)}"
+    versions = {each: installed(each.name) for each in wanted}
+    command = install(name)
     if None in versions.values():
         return Finding("ok", f"extra {name} is not installed ({command})")
     told = ", ".join(f"{each.name} {version}" for each, version in versions.items())
@@ -75,8 +69,8 @@ def _packages() -> Iterator[Finding]:
     from packaging.requirements import Requirement
 
     try:
-        requirements = [Requirement(text) for text in metadata.requires("fedcl") or []]
-        extras = metadata.metadata("fedcl").get_all("Provides-Extra") or []
+        requirements = [Requirement(text) for text in metadata.requires(DISTRIBUTION) or []]
+        extras = metadata.metadata(DISTRIBUTION).get_all("Provides-Extra") or []
     except metadata.PackageNotFoundError:
         yield Finding("warn", "fedcl is not installed, it runs from its source folder", "make setup")
         return

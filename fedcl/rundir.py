@@ -6,7 +6,6 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import yaml
 from fedcl import config, registry, track
 from fedcl.answers import Tensors
 from fedcl.config import Scenario
+from fedcl.distribution import installed
 from fedcl.engine.choice import resolve
 from fedcl.errors import ConfigError, FederationError
 from fedcl.inputs import write_inputs
@@ -97,10 +97,7 @@ def versions() -> dict[str, str]:
     """Return the versions that results may depend on."""
     found = {"python": platform.python_version()}
     for package in ("fedcl", "torch", "numpy", "flwr", "ray"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
+        found[package] = installed(package) or "not installed"
     return found
 
 

@@ -193,7 +193,7 @@ def test_what_cannot_be_compared_is_one_sentence(
 def test_a_missing_rival_is_refused_by_name_and_else_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """The sentence says how to install it."""
     monkeypatch.setattr(runner, "installed", lambda package: None)
-    with pytest.raises(ConfigError, match=r"pip install 'fedcl\[bench\]'"):
+    with pytest.raises(ConfigError, match=r"pip install 'fedcl-flower\[bench\]'"):
         runner.cases(["mlp"], [8], ["pfl"], None, ())
     assert [case.against for case in runner.cases(["mlp"], [8], [], None, ())] == ["flower", "loop", "loop2", "limit"]
 
@@ -331,7 +331,7 @@ def test_methods_are_compared_with_fedcl_without_them(tmp_path: Path, workload: 
 def test_rivals_come_to_the_same_weights(tmp_path: Path, workload: str, against: str) -> None:
     """Every rival with each model."""
     if against == "pfl" and installed("pfl") is None:
-        pytest.skip("pfl is not installed: pip install 'fedcl[bench]'")
+        pytest.skip("pfl is not installed: pip install 'fedcl-flower[bench]'")
     (result,) = compared(tmp_path, "--workload", workload, "--against", against)
     assert 0 <= result["max_weight_difference"] <= 1e-4
 

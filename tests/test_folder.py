@@ -29,11 +29,11 @@ CSV = "a,b,label\n1,2,7\n3,4,10\n5,6,7\n"
 
 
 def pillow() -> Any:
-    return pytest.importorskip("PIL.Image", reason="Pillow is not installed: pip install pillow")
+    return pytest.importorskip("PIL.Image", reason="Pillow is not installed: pip install 'fedcl-flower[images]'")
 
 
 def arrow() -> Any:
-    pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install pyarrow (170 MB)")
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install 'fedcl-flower[parquet]' (170 MB)")
     return pytest.importorskip("pyarrow.parquet")
 
 
@@ -367,8 +367,8 @@ def test_pictures_lie_in_class_folders(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "module", "reason"),
     [
-        ("cat/a.png", "PIL.Image", "needs pillow, which fedcl's extra 'images' installs: pip install pillow"),
-        ("a.parquet", "pyarrow.parquet", "needs pyarrow, which fedcl's extra 'parquet' installs: pip install pyarrow"),
+        ("cat/a.png", "PIL.Image", "needs pillow: pip install 'fedcl-flower[images]'"),
+        ("a.parquet", "pyarrow.parquet", "needs pyarrow: pip install 'fedcl-flower[parquet]'"),
     ],
 )
 def test_without_the_extra_its_files_name_it(

@@ -363,7 +363,7 @@ def test_without_svglib_nothing_is_written(
     run_of(tmp_path / "run")
     monkeypatch.setitem(sys.modules, "svglib", None)
     assert main(["report", str(tmp_path / "run"), "--figures", str(tmp_path / "figures")]) == 2
-    assert "pip install -e '.[figures]'" in capsys.readouterr().err
+    assert "pip install 'fedcl-flower[figures]'" in capsys.readouterr().err
     assert not (tmp_path / "figures").exists()
     assert not (tmp_path / "run" / "report.html").exists()
 

@@ -23,7 +23,7 @@ from fedcl.sweeps.space import Among, Within
 from fedcl.sweeps.spec import Sweep
 from tests.test_sweep import TINY, swept_by
 
-NO_OPTUNA = "optuna is not installed: pip install 'fedcl[search]'"
+NO_OPTUNA = "optuna is not installed: pip install 'fedcl-flower[search]'"
 METHODS = {"er": {"client.method": "er"}, "derpp": {"client.method": "derpp"}}
 LR = {"client.optimizer.lr": {"range": [0.001, 0.5], "log": True}}
 BETA = {"method": {"derpp": {"client.method.beta": {"range": [0.1, 1.0]}}}}
@@ -133,7 +133,10 @@ def test_a_dry_run_tells_space_and_budget(tmp_path: Path, capsys: pytest.Capture
 def test_without_optuna_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
     assert main(["sweep", str(written(tmp_path, sought())), "--out", str(tmp_path / "out"), "--quiet"]) == 2
-    assert "needs the package optuna, which is not installed; pip install 'fedcl[search]'" in capsys.readouterr().err
+    assert (
+        "needs the package optuna, which is not installed; pip install 'fedcl-flower[search]'"
+        in capsys.readouterr().err
+    )
 
 
 # Pruning.

@@ -35,7 +35,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
     subprocess.run([*pip, "--wheel-dir", str(folder), str(ROOT)], check=True, timeout=120)
     (found,) = folder.iterdir()
-    assert found.name == f"fedcl-{fedcl.__version__}-py3-none-any.whl"
+    assert found.name == f"fedcl_flower-{fedcl.__version__}-py3-none-any.whl"
     return found
 
 

@@ -178,7 +178,7 @@ def test_a_missing_package_is_told_with_the_command_before_the_run_starts(
     monkeypatch.setattr(track, "find_spec", lambda module: None)
     out = tmp_path / "run"
     assert main(["run", "split-digits", "engine.kind=inline", "track=[wandb,mlflow]", "--out", str(out)]) == 2
-    needs = "'wandb' needs wandb, which fedcl's extra 'wandb' installs: pip install wandb"
+    needs = "'wandb' needs wandb, which is not installed; pip install 'fedcl-flower[wandb]'"
     assert capsys.readouterr().err == f"fedcl: track = ['wandb', 'mlflow']: {needs}\n"
     assert not out.exists()
 

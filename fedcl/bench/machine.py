@@ -4,11 +4,11 @@ import os
 import platform
 import sys
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from fedcl.bench.spec import ENVIRONMENT
+from fedcl.distribution import installed
 from fedcl.machine import cores
 
 PACKAGES = ("fedcl", "torch", "numpy", "flwr", "ray", "pfl")
@@ -21,14 +21,6 @@ def machine() -> dict[str, Any]:
         **{name: installed(name) for name in PACKAGES},
         "environment": ENVIRONMENT, "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
-
-
-def installed(package: str) -> str | None:
-    """Return the version of a package, None if it is not there."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def processor() -> str:

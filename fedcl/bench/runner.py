@@ -14,10 +14,11 @@ import numpy as np
 
 from fedcl.bench import workloads
 from fedcl.bench.launch import launch
-from fedcl.bench.machine import installed, machine
+from fedcl.bench.machine import machine
 from fedcl.bench.spec import Spec
 from fedcl.bench.work import Work, work_of
 from fedcl.bench.workloads import AGAINST, ALONE, PLAIN, POPULATION, WARM
+from fedcl.distribution import install, installed
 from fedcl.engine.choice import workers
 from fedcl.errors import ConfigError, FederationError, nearest
 
@@ -95,7 +96,7 @@ def _checked(name: str) -> None:
     if name not in known:
         raise ConfigError(f"--against {name!r}: unknown{nearest(name, known)}")
     if name == "pfl" and installed("pfl") is None:
-        raise ConfigError("--against pfl: the package is not installed; pip install 'fedcl[bench]'")
+        raise ConfigError(f"--against pfl: the package is not installed; {install('bench')}")
 
 
 def _possible() -> str:

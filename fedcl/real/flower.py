@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedcl.distribution import install
 from fedcl.errors import ConfigError, FederationError
 
 CONNECTION = "fedcl"
@@ -46,7 +47,7 @@ def command(name: str) -> str:
     """
     found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
     if not found:
-        raise ConfigError(f"{name} is not installed beside {sys.executable}: pip install 'flwr>=1.41,<1.43'")
+        raise ConfigError(f"{name} is not installed beside {sys.executable}: {install()}")
     return found
 
 

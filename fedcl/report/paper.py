@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
+from fedcl.distribution import install
 from fedcl.errors import ConfigError
 from fedcl.report import style
 from fedcl.report.figures import Figure
@@ -57,7 +58,7 @@ def check() -> None:
     try:
         import svglib.svglib  # noqa: F401
     except ImportError as error:
-        raise ConfigError("--figures writes PDF with svglib: pip install -e '.[figures]'") from error
+        raise ConfigError(f"--figures writes PDF with svglib: {install('figures')}") from error
 
 
 def as_pdf(drawing: Drawing) -> bytes:

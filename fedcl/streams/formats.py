@@ -22,6 +22,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from fedcl.distribution import install
 from fedcl.errors import nearest
 from fedcl.streams.dataset import Array, Ints
 from fedcl.streams.labels import MOST_LABEL, BadLabel, class_name, label_of, tidy
@@ -79,7 +80,7 @@ def _extra(module: str, package: str, extra: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise Unreadable(f"needs {package}, which fedcl's extra {extra!r} installs: pip install {package}") from error
+        raise Unreadable(f"needs {package}: {install(extra)}") from error
 
 
 def _bounded(size: int, most: int, what: str) -> None:

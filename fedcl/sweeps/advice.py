@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedcl.distribution import install
 from fedcl.errors import ConfigError
 from fedcl.sweeps.space import Parameter, Search, Study, Within
 
@@ -116,9 +117,7 @@ def _optuna() -> Any:
     try:
         import optuna
     except ImportError as error:
-        raise ConfigError(
-            "search: needs the package optuna, which is not installed; pip install 'fedcl[search]'"
-        ) from error
+        raise ConfigError(f"search: needs the package optuna, which is not installed; {install('search')}") from error
     return optuna
 
 

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 
 from fedcl import config
 from fedcl.config import Scenario
+from fedcl.distribution import install
 from fedcl.errors import ConfigError
 from fedcl.journal import Event, Journal, read_events, read_results
 from fedcl.plain import flat_texts
@@ -36,8 +37,9 @@ def check(names: Sequence[str]) -> None:
     for name in names:
         module, package, _ = TRACKERS[name]
         if find_spec(module) is None:
-            needs = f"needs {package}, which fedcl's extra {name!r} installs"
-            raise ConfigError(f"track = {list(names)}: {name!r} {needs}: pip install {package}")
+            raise ConfigError(
+                f"track = {list(names)}: {name!r} needs {package}, which is not installed; {install(name)}"
+            )
 
 
 def follow(journal: Journal, scenario: Scenario) -> "Tracking":
