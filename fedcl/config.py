@@ -15,13 +15,14 @@ from typing import Any, Literal
 
 from fedcl import addresses, files, registry
 from fedcl.contradictions import problems
-from fedcl.errors import ConfigError, nearest, shown
+from fedcl.errors import ConfigError, close, nearest, shown
 from fedcl.groups import chosen
 from fedcl.leaves import leaf
 from fedcl.overrides import given, typed
 from fedcl.plain import Plain as Plain
 from fedcl.plain import mapping
 from fedcl.plain import parse as parse
+from fedcl.schema import ALIASES, nearest_key, number_of
 from fedcl.settings import OutOfRange, Settings, part, setting
 from fedcl.shipped import scenario_names
 
@@ -197,6 +198,8 @@ def _build_part(kind: str, value: Any, default: Any, path: str) -> Any:
     """Build what is chosen by name; settings without a name are those of the default."""
     if is_dataclass(value):
         return value
+    if isinstance(value, int | float) and (meant := number_of(Scenario, path, value)):
+        raise ConfigError(f"{path} = {value!r}: must be a name or a block of settings; did you mean {meant!r}?")
     chosen = {registry.chooser(kind): value} if isinstance(value, str) else mapping(value, path)
     name = chosen.pop(registry.chooser(kind), default)
     if not isinstance(name, str):
@@ -216,55 +219,45 @@ def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def _inner(each: Field[Any]) -> type | None:
-    """Return the dataclass of settings inside a field: a block's, or that of the default part; None for a value."""
-    kind, default = each.metadata.get("part"), _default(each)
-    if kind:
-        return registry.find(kind, default) if isinstance(default, str) else type(default)
-    return type(default) if is_dataclass(default) else None
-
-
-def _deeper(cls: type, name: str, path: str) -> str | None:
-    """Return the whole key of a setting called `name` somewhere below `path`, None if there is none."""
-    for each in fields(cls):
-        block, where = _inner(each), _join(path, each.name)
-        if block and name in _fields(block):
-            return _join(where, name)
-        if block and (found := _deeper(block, name, where)):
-            return found
-    return None
-
-
-def _unknown(cls: type, name: str, value: Any, path: str) -> ConfigError:
-    hint = nearest(name, _fields(cls))
-    if found := _deeper(cls, name, path):
-        hint = f"; did you mean {found!r}?"
-    return ConfigError(f"unknown key {_join(path, name)!r} (= {shown(value)}){hint}")
+def _unknown(cls: type, name: str, value: Any, path: str) -> str:
+    """Say that a key is unknown, and which one will be meant: one of the block, else one of the whole tree."""
+    inside = "" if name in ALIASES else close(name, _fields(cls), cutoff=0.65)
+    found = "" if inside else nearest_key(Scenario, name, value, path) if path else nearest_key(cls, name, value)
+    hint = f"; did you mean {inside or found!r}?" if inside or found else nearest(name, _fields(cls))
+    return f"unknown key {_join(path, name)!r} (= {shown(value)}){hint}"
 
 
 def build(cls: type, values: Any, path: str = "") -> Any:
     """Build the settings dataclass `cls` from plain values.
 
     Raises:
-        ConfigError: an unknown key, a wrong type or a value out of range, named with its whole dotted key.
+        ConfigError: unknown keys, wrong types or values out of range, each a line that names its whole dotted key.
     """
     given, known, built = mapping(values, path), _fields(cls), {}
-    for name in given.keys() - known.keys():
-        raise _unknown(cls, name, given[name], path)
+    wrong = [_unknown(cls, name, given[name], path) for name in given if name not in known]
     for name, each in known.items():
-        where, default, kind = _join(path, name), _default(each), each.metadata.get("part")
-        if kind:
-            built[name] = _build_part(kind, given.get(name, default), default, where)
-        elif is_dataclass(default):
-            built[name] = build(type(default), given.get(name, {}), where)
-        elif name in given:
-            built[name] = leaf(cls, name, given[name], where)
+        try:
+            built.update(_built(cls, name, each, given, path))
+        except ConfigError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise ConfigError("\n".join(wrong))
     try:
         return cls(**built)
     except OutOfRange as error:
         raise ConfigError(f"{_join(path, error.name)} = {error.value!r}: {error.reason}") from error
     except (TypeError, ValueError) as error:  # a part of an outside package may check in its own way
         raise ConfigError(f"{path or 'the scenario'}: {' '.join(str(error).split())}") from error
+
+
+def _built(cls: type, name: str, each: Field[Any], given: Plain, path: str) -> Plain:
+    """Return one field by name, built from what is given; nothing where the default stands."""
+    where, default, kind = _join(path, name), _default(each), each.metadata.get("part")
+    if kind:
+        return {name: _build_part(kind, given.get(name, default), default, where)}
+    if is_dataclass(default):
+        return {name: build(type(default), given.get(name, {}), where)}
+    return {name: leaf(cls, name, given[name], where)} if name in given else {}
 
 
 def _expand(kind: str | None, value: Any) -> Any:

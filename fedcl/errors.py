@@ -13,12 +13,32 @@ class FederationError(Exception):
     """The federation could not go on (too few clients answered, a state was lost): exit code 1, resumable."""
 
 
+def folded(word: str) -> str:
+    """Return a word as words are compared: without case, hyphens and underscores."""
+    return word.lower().replace("-", "").replace("_", "")
+
+
+def _shortens(word: str, known: str) -> bool:
+    """Return whether a word leaves letters of a known one out, not its first: fmnist of fashionmnist."""
+    letters = iter(known)
+    return len(word) > 2 and word[0] == known[:1] and all(letter in letters for letter in word)
+
+
+def close(word: str, known: Iterable[str], cutoff: float = 0.5) -> str:
+    """Return the known word closest to `word`, "" if none is close. FashionMNIST and fmnist are near fashion-mnist."""
+    forms = {folded(each): each for each in sorted(known, reverse=True)}
+    mine = folded(word)
+    found = difflib.get_close_matches(mine, forms, n=1, cutoff=cutoff)
+    if not (found and found[0][:1] == mine[:1]):
+        found = difflib.get_close_matches(mine, [each for each in forms if _shortens(mine, each)], 1, 0.0) or found
+    return forms[found[0]] if found else ""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return "; did you mean 'der'?" for the known word closest to `word`, else the first known words."""
     known = sorted(known)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    if close:
-        return f"; did you mean {close[0]!r}?"
+    if found := close(word, known):
+        return f"; did you mean {found!r}?"
     return f"; known: {', '.join(known[:12])}" if known else ""
 
 

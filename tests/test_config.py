@@ -54,6 +54,17 @@ def test_shipped_scenarios_load_and_name_themselves(name):
         ("clinet.epochs=2", ("'clinet'", "did you mean 'client'")),
         ("client.epoch=2", ("'client.epoch'", "did you mean 'epochs'")),
         ("client.memory.sizes=2", ("'client.memory.sizes'", "did you mean 'size'")),
+        ("batch_size=32", ("'batch_size' (= 32)", "did you mean 'client.batch'")),
+        ("client.batch_size=32", ("'client.batch_size' (= 32)", "did you mean 'client.batch'")),
+        ("num_clients=9", ("'num_clients'", "did you mean 'stream.clients'")),
+        ("learning_rate=.1", ("'learning_rate'", "did you mean 'client.optimizer.lr'")),
+        ("stream.alpha=.5", ("'stream.alpha' (= 0.5)", "did you mean 'stream.partition.alpha'")),
+        ("memory=200", ("'memory' (= 200)", "did you mean 'client.memory.size'")),
+        ("client.memory=200", ("client.memory = 200", "did you mean 'client.memory.size'")),
+        ("client.optimizer=0.1", ("client.optimizer = 0.1", "did you mean 'client.optimizer.lr'")),
+        ("stream.dataset=fmnist", ("'fmnist'", "did you mean 'fashion-mnist'")),
+        ("stream.dataset=FashionMNIST", ("'FashionMNIST'", "did you mean 'fashion-mnist'")),
+        ("model=ResNet", ("'ResNet'", "did you mean 'resnet18'")),
         ("client.lr=2", ("'client.lr'", "client.optimizer.lr")),
         ("lr=2", ("'lr'", "client.optimizer.lr")),
         ("client.method=derr", ("derr", "did you mean 'der'")),
@@ -229,6 +240,17 @@ def test_a_setting_out_of_range_carries_its_name():
         assert (caught.value.name, caught.value.reason) == ("share", reason)
 
 
+def test_all_mistakes_are_told_at_once():
+    said = refusal("bach=3", "client.epoch=2", "client.batch=x", "model=foo", "server.weights=size")
+    assert [line.split(" (")[0].split(":")[0] for line in said.splitlines()] == [
+        "unknown key 'bach'",
+        "model.name = 'foo'",
+        "unknown key 'client.epoch'",
+        "client.batch = 'x'",
+        "server.weights = 'size'",
+    ]
+
+
 def test_nearest_names_the_closest_word_or_all():
     assert nearest("derr", ["er", "der", "fedprox"]) == "; did you mean 'der'?"
     assert nearest("zzz", ["b", "a"]) == "; known: a, b"
@@ -267,7 +289,7 @@ def one_sentence_or_scenario(plain: Any, overrides: tuple[str, ...] = ()) -> Non
     except ConfigError as error:
         said = str(error)
     assert said
-    assert "\n" not in said
+    assert all(said.splitlines())  # each mistake is a line
 
 
 @settings(max_examples=150, deadline=None)
