@@ -17,7 +17,7 @@ from fedcl.errors import ConfigError, FederationError
 from fedcl.interrupt import STOPPED, Stopped, listening
 from fedcl.journal import finished
 from fedcl.overrides import given_texts, plain
-from fedcl.process import settle
+from fedcl.process import settled
 from fedcl.result import Result, read
 from fedcl.sweeps.folder import default_folder, is_sweep
 from fedcl.sweeps.result import SweepResult
@@ -37,6 +37,7 @@ def load(directory: Path | str) -> Result | SweepResult:
     return SweepResult(Path(directory).absolute()) if is_sweep(Path(directory)) else read(directory)
 
 
+@settled()
 def run(
     scenario: Name | Mapping[str, Any] | Scenario, *, out: Path | str | None = None, command: str = "",
     listeners: Sequence[Listener] = (), profile: bool = False, check: bool = True, **overrides: Any,
@@ -68,6 +69,7 @@ def run(
     return _ended(_go(chosen, folder, command, listeners, profile), check)
 
 
+@settled()
 def resume(
     directory: Path | str, *, command: str = "", listeners: Sequence[Listener] = (), profile: bool = False,
     check: bool = True,
@@ -85,6 +87,7 @@ def resume(
     return _ended(_go(found.config, found.directory, command, listeners, profile), check)
 
 
+@settled()
 def sweep(
     sweep: Name | Mapping[str, Any], *, out: Path | str | None = None, retry_failed: bool = False,
     address: str | None = None, command: str = "", **overrides: Any,
@@ -138,7 +141,6 @@ def _go(scenario: Scenario, folder: Path, command: str, listeners: Sequence[List
     """Start the engine and hand it to the ServerApp."""
     from fedcl.engine import flower
 
-    settle()
     tokens = rundir.LISTENERS.set(tuple(listeners)), rundir.COMMAND.set(command)
     code, message, grid = 0, "", None
     if profile:

@@ -103,5 +103,6 @@ def generator(seed: int, purpose: Purpose, *parts: Any) -> np.random.Generator:
 def seeded(seed: int, purpose: Purpose, *parts: Any) -> Iterator[None]:
     """Seed torch's global generator for the block (model initialisation) and put its state back afterwards."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(key(seed, purpose, *parts) >> np.uint64(1)))
+        # Not torch.manual_seed: it would seed the accelerators' generators too, which are not put back.
+        torch.default_generator.manual_seed(int(key(seed, purpose, *parts) >> np.uint64(1)))
         yield

@@ -1,4 +1,7 @@
-"""What a process that trains sets up before it computes: threads and allocator. One place, with the reasons.
+"""What a process that trains sets up before it computes: threads, allocator, torch's globals; and the reasons.
+
+A worker is a process of ours (`settle`). A run in the process of its caller borrows it (`settled`): what the caller has
+set in torch and NumPy neither changes the run's numbers nor is changed by it.
 
 One thread: results must not depend on the machine's cores, and more workers use more cores than more threads do.
 
@@ -10,9 +13,10 @@ kernel, on pages that it had a millisecond ago. Same numbers, other addresses.
 import ctypes
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cache, partial
+from typing import Any
 
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 LARGEST = 32 * 2**20  # bytes: the largest threshold that glibc takes
@@ -47,15 +51,72 @@ def inherited(variables: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-@cache
 def settle() -> None:
-    """Set this process up; does nothing the second time, and nothing to the allocator where it is not glibc's."""
+    """Set this process up for good: one thread, and the allocator."""
     import torch
 
     torch.set_num_threads(1)
+    _keep_memory()
+
+
+@cache
+def _keep_memory() -> None:
+    """Set the allocator up once; does nothing where it is not glibc's, or somebody has set it up already."""
     if sys.platform != "linux" or any(name in os.environ for name in ALLOCATOR):
         return
     with suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
         for name, number in _MALLOPT.items():
             mallopt(ctypes.c_int(number), ctypes.c_int(int(ALLOCATOR[name])))
+
+
+@contextmanager
+def settled() -> Iterator[None]:
+    """Compute as a process of ours would, whatever the caller has set in torch and NumPy, and put that back.
+
+    Threads, default dtype and device, gradients and inference mode, autocast, deterministic algorithms, anomaly mode,
+    precision of products, flushing of the smallest numbers; NumPy's answer to overflow and the like.
+    """
+    import numpy as np
+    import torch
+
+    _keep_memory()
+    strict, warn = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    with ExitStack() as stack:
+        put_back = partial(_put_back, stack)
+        put_back(torch.set_num_threads, torch.get_num_threads(), 1)
+        put_back(torch.set_default_dtype, torch.get_default_dtype(), torch.float32)
+        put_back(torch.set_flush_denormal, sys.float_info.min / 2 == 0, False)  # torch has no question for it
+        if strict:
+            stack.callback(torch.use_deterministic_algorithms, strict, warn_only=warn)
+            torch.use_deterministic_algorithms(False)
+        with suppress(RuntimeError):  # the caller has set it in two ways, of which torch cannot tell the outcome
+            put_back(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision(), "highest")
+        _on_the_cpu(stack)
+        for context in (
+            torch.inference_mode(False), torch.enable_grad(), torch.autograd.set_detect_anomaly(False),
+            torch.autocast("cpu", enabled=False), np.errstate(all="warn", under="ignore"),
+        ):  # fmt: skip
+            stack.enter_context(context)
+        yield
+
+
+def _put_back(stack: ExitStack, change: Callable[[Any], Any], before: Any, wanted: Any) -> None:
+    """Change a global to what is wanted, and to what it was before when the stack is left."""
+    if before != wanted:
+        stack.callback(change, before)
+        change(wanted)
+
+
+def _on_the_cpu(stack: ExitStack) -> None:
+    """Let new tensors lie on the CPU. A mode of torch's slows every call down: only where there is one already."""
+    import torch
+
+    cpu, before = torch.device("cpu"), torch.get_default_device()
+    if before == cpu:
+        return
+    torch.set_default_device(None)
+    if torch.get_default_device() == cpu:
+        stack.callback(torch.set_default_device, before)
+    else:  # it was no default, but a block `with torch.device(...)`
+        stack.enter_context(cpu)

@@ -15,6 +15,7 @@ from fedcl.inputs import read_inputs
 from fedcl.journal import read_events
 from fedcl.log import Log, collect, table
 from fedcl.metrics import Matrix
+from fedcl.process import settled
 from fedcl.results import client_figures, summarise
 from fedcl.streams import Stream, build_stream
 from fedcl.world import as_text, world
@@ -108,6 +109,7 @@ class Result:
         data = read_inputs(self.directory)
         return self.stream() if data is None else build_stream(self.config, data)
 
+    @settled()
     def model(self) -> nn.Module:
         """Return the trained global model, in evaluation mode.
 
