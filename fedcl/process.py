@@ -92,7 +92,8 @@ def settled() -> Iterator[None]:
             torch.use_deterministic_algorithms(False)
         with suppress(RuntimeError):  # the caller has set it in two ways, of which torch cannot tell the outcome
             put_back(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision(), "highest")
-        _on_the_cpu(stack)
+        if torch.get_default_device() != (cpu := torch.device("cpu")):  # such a block slows every call down
+            stack.enter_context(cpu)
         for context in (
             torch.inference_mode(False), torch.enable_grad(), torch.autograd.set_detect_anomaly(False),
             torch.autocast("cpu", enabled=False), np.errstate(all="warn", under="ignore"),
@@ -106,17 +107,3 @@ def _put_back(stack: ExitStack, change: Callable[[Any], Any], before: Any, wante
     if before != wanted:
         stack.callback(change, before)
         change(wanted)
-
-
-def _on_the_cpu(stack: ExitStack) -> None:
-    """Let new tensors lie on the CPU. A mode of torch's slows every call down: only where there is one already."""
-    import torch
-
-    cpu, before = torch.device("cpu"), torch.get_default_device()
-    if before == cpu:
-        return
-    torch.set_default_device(None)
-    if torch.get_default_device() == cpu:
-        stack.callback(torch.set_default_device, before)
-    else:  # it was no default, but a block `with torch.device(...)`
-        stack.enter_context(cpu)
