@@ -21,6 +21,7 @@ from clients.visits import Local
 from fedcl.answers import Tensors, under
 from fedcl.orders import TrainOrder
 from fedcl.streams.stream import ALL_TASKS
+from fedcl.subspace import in_use
 
 
 def leave(site: Site, order: TrainOrder, old: Records) -> None:
@@ -55,10 +56,20 @@ def _take(site: Site, order: TrainOrder, old: Records, row: int) -> None:
 
 
 def own(site: Site, records: Records) -> dict[str, Tensors]:
-    """Return what k clients keep, (k, ...) by name and tensor: parameter, layer, `classes` or `number`."""
-    return {
-        name: layout.views(torch.from_numpy(records[name].copy()).to(site.device)) for name, layout in site.kept.items()
-    }
+    """Return what k clients keep, (k, ...) by name and tensor: parameter, layer, `classes` or `number`.
+
+    Of bases as many columns (k, d, r) as they have, and no layer that has none.
+    """
+    found = {}
+    for one in (one for each in site.keepers for one in each.keeps):
+        held, layout = records[one.name], site.kept[one.name]
+        if one.of == "bases":
+            parts = ((name, held[:, where].reshape(-1, *shape)) for name, (where, shape) in layout.slices.items())
+            bases = {name: in_use(part) for name, part in parts}
+            found[one.name] = {name: each.to(site.device) for name, each in bases.items() if each.shape[2]}
+        else:
+            found[one.name] = layout.views(torch.from_numpy(held.copy()).to(site.device))
+    return found
 
 
 def shared(site: Site, order: TrainOrder) -> dict[str, Tensors]:

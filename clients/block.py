@@ -35,11 +35,11 @@ class Laid:
 
 def lay(site: Site, order: TrainOrder, old: Records) -> Laid:
     """Lay a visit out; bring the memories and cursors in `old` up to date, but for the logits."""
-    client, seed, labels = site.scenario.client, site.scenario.seed, site.stream.dataset.y
+    seed, labels = site.scenario.seed, site.stream.dataset.y
     anchors.leave(site, order, old)
     local = visits.local_data(site.stream, order)
     walked = _walk(site, order, old, local)
-    steps = visits.batches(local, walked, batch=client.batch)
+    steps = visits.batches(local, walked, width=site.width)
     draws = _draws(site, order, old, steps.items.shape[1])  # from the memory as it was before this visit
     admitted = admission.none_admitted(len(old))
     if site.memory:
@@ -74,7 +74,9 @@ def _draws(site: Site, order: TrainOrder, old: Records, steps: int) -> dict[str,
     client = site.scenario.client
     if not site.memory:
         return {}
-    filled, size = old["count"].copy(), client.replay_batch or client.batch
+    # By default as many as the stream's batch, where that asks for more than there is: as the memory or that batch has.
+    size = client.replay_batch or min(client.batch, max(site.memory.size, site.width))
+    filled = old["count"].copy()
     chances = _chances(site, site.memory, order, old)
     slots = visits.replays(site.scenario.seed, order, client.method.draws, (steps, size), filled, chances)
     some = filled > 0 if chances is None else chances.any(axis=1)

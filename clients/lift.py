@@ -1,8 +1,8 @@
 """One client or a stack of them: the same pure losses, lifted.
 
 `losses = lift.losses(total, ...)`, `grads = autograd.grad(losses.sum(), parameters)`. For K > 1 the lift is `vmap` over
-stacked leaf parameters; for K = 1 it is the identity on a module whose parameters are views of the flat buffer (no
-vmap, no functional_call: three to five times slower there).
+stacked leaf parameters; for K = 1, also the last of a stack, it is the identity on a module whose parameters are views
+of the flat buffer (no vmap, no functional_call: three to five times slower there).
 """
 
 from collections.abc import Callable
@@ -15,6 +15,7 @@ from torch.utils import _pytree
 
 from clients.losses import Anchors, Batch, Forward
 from fedcl.answers import Layout, Tensors
+from fedcl.models import trained
 
 # total(model, batch, anchors) -> (loss, (terms by name, logits of the current batch))
 Total = Callable[[Forward, Batch, Anchors], tuple[Tensor, tuple[Tensors, Tensor]]]
@@ -59,7 +60,7 @@ class Alone:
 
     def __init__(self, module: nn.Module, layout: Layout, buffer: Tensor) -> None:
         self._module, self._layout, self._embedding = module, layout, Embedding(module)
-        self._parameters: Tensors = dict(module.named_parameters())
+        self._parameters: Tensors = dict(trained(module))
         for name, view in layout.views(buffer[0]).items():
             self._parameters[name].data = view
 

@@ -81,8 +81,7 @@ class Segment:
         if self._form is None:
             held = dict(self._anchors.shared)
             held.pop("global", None)  # it lies as the weights do
-            # A stack of which one client is left has the shapes of a client that trains alone, and other operations.
-            self._form = (self._step, type(self._lifted), *_form((self._moving, batch, held, self._anchors.own)))
+            self._form = (self._step, *_form((self._moving, batch, held, self._anchors.own)))
             self._play = programs.known.get(self._form)
             if self._play is not None:
                 return self(count, batch)

@@ -6,7 +6,7 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import fedcl.models
 from clients.answers.case import Case, load_weights
@@ -23,7 +23,8 @@ from fedcl import hidden, keys
 from fedcl.answers import Layout, answer_layout
 from fedcl.config import Scenario
 from fedcl.keys import Purpose
-from fedcl.models import personal_names
+from fedcl.models import personal_names, trained
+from fedcl.models.behaviour import stack_problem
 from fedcl.models.dropout import Dropout
 from fedcl.orders import ConsolidateOrder, TrainOrder
 from fedcl.process import settle
@@ -31,6 +32,7 @@ from fedcl.source import Source, source
 from fedcl.streams import Stream
 from fedcl.world import scenario_of, world
 
+_STACKABLE: dict[tuple[type, str, tuple[int, ...]], str | None] = {}  # what this process knows of models
 SELDOM = 4096  # bytes of a record from which on a file of their own is worth it
 
 
@@ -54,21 +56,26 @@ class Site:
         return dtype
 
     @cached_property
+    def module(self) -> nn.Module:
+        """The model, as it is built."""
+        data = self.stream.dataset
+        module = fedcl.models.make(self.scenario.model, tuple(data.x.shape[1:]), data.classes, self.scenario.seed)
+        return module.to(self.device)
+
+    @cached_property
     def trainer(self) -> Trainer:
         """The local training loop with this scenario's axes."""
-        shape, classes = self.stream.dataset.x.shape[1:], self.stream.dataset.classes
-        module = fedcl.models.make(self.scenario.model, tuple(shape), classes, self.scenario.seed).to(self.device)
-        client = self.scenario.client
+        module, client = self.module, self.scenario.client
         clip: tuple[Transform, ...] = (ClipNorm(limit=client.clip),) if client.clip else ()
         return Trainer(
             module=module,
-            layout=Layout.of(dict(module.named_parameters())),
+            layout=Layout.of(dict(trained(module))),
             terms=client.method.terms(),
             transforms=(*client.method.transforms(), *clip),
             optimizer=client.optimizer,
             data=source(self.stream, "train", self.dtype, self.device).ready(),
-            classes=classes,
-            personal=personal_names(self.scenario.model, dict(module.named_parameters())),
+            classes=self.stream.dataset.classes,
+            personal=personal_names(self.scenario.model, trained(module)),
             path=self.path,
             programs=Programs(compile=self.stack if self.scenario.engine.compile else 0),
         )
@@ -87,7 +94,27 @@ class Site:
     def stack(self) -> int:
         """Clients trained together."""
         stack = self.scenario.engine.stack
-        return self.scenario.engine.clients if stack == "auto" else stack
+        asked = self.scenario.engine.clients if stack == "auto" else stack
+        return 1 if asked > 1 and self.apart else asked
+
+    @cached_property
+    def apart(self) -> list[str]:
+        """Why clients are trained one by one although a stack is asked for: nothing, or what fails in one.
+
+        A model that cannot be stacked is known before anything is trained. What else fails `clients.work` finds out.
+        """
+        shape, model = tuple(self.stream.dataset.x.shape[1:]), self.scenario.model
+        kind = (type(model), repr(model), shape)
+        if kind not in _STACKABLE:
+            _STACKABLE[kind] = stack_problem(self.module, shape)
+        problem = _STACKABLE[kind]
+        return [problem] if problem else []
+
+    @cached_property
+    def width(self) -> int:
+        """Rows of a batch: as many as are asked for, and no more than the largest client of the stream can fill."""
+        train = self.stream.totals if self.scenario.stream.joint else self.stream.train.count
+        return max(1, min(self.scenario.client.batch, int(train.max(initial=0))))
 
     @cached_property
     def memory(self) -> Memory | None:

@@ -142,7 +142,7 @@ class Trainer:
             self._stand(weights, block.counts)
             return Result(after=weights, losses={}, logits=weights.new_zeros(0, self.classes), buffers=block.buffers)
         buffers = {name: each.clone(memory_format=torch.contiguous_format) for name, each in block.buffers.items()}
-        lifted, step = self._lift(weights), self.steps[block.capture is not None]
+        step = self.steps[block.capture is not None]
         sums = {name: weights.new_zeros(len(weights)) for name in self.terms}
         captured = weights.new_zeros(block.capture.first[-1] if block.capture else 0, self.classes)
         path = torch.zeros_like(weights) if self.path else None
@@ -150,7 +150,7 @@ class Trainer:
             self.watch(0, weights)
         for k, numbers in _segments(block.counts):
             moving = Moving(weights[:k], {name: buffer[:k] for name, buffer in buffers.items()})
-            take = self.programs.segment(step, lifted, moving, self._anchors(block, k))
+            take = self.programs.segment(step, self._lift(moving.weights), moving, self._anchors(block, k))
             for number, batch in self._batches(block, k, numbers):
                 told = take(block.steps_before[:k] + (number + 1), batch)
                 for name, term in told.terms.items():
@@ -178,7 +178,7 @@ class Trainer:
         return Stacked(self.module, self.layout)
 
     def _lift(self, weights: Tensor) -> Lift:
-        """Return the lift for a buffer (K, P): the identity for K = 1, vmap above."""
+        """Return the lift for weights (k, P): vmap, but for one client, also the last of a stack, the identity."""
         return Alone(self.module, self.layout, weights) if len(weights) == 1 else self._stacked
 
     def _anchors(self, block: Block, k: int) -> Anchors:

@@ -56,7 +56,7 @@ class Walk:
 
 @dataclass(frozen=True, kw_only=True)
 class Steps:
-    """The stream's batches, step by step, padded to the longest client (s) and the full batch (b)."""
+    """The stream's batches, step by step, padded to the longest client (s) and the fullest batch (b)."""
 
     count: Ints  # (k,) optimiser steps of each client
     items: Ints  # (k, s, b)
@@ -126,14 +126,15 @@ def _shuffled(shuffle: Bits, pool: NDArray[np.bool_]) -> Ints:
     return np.argsort(draws, axis=1, kind="stable")
 
 
-def batches(local: Local, walked: Walk, *, batch: int) -> Steps:
-    """Lay the walk out as (client, step, column)."""
+def batches(local: Local, walked: Walk, *, width: int) -> Steps:
+    """Lay the walk out as (client, step, column), so many columns a step."""
     count = (walked.step.max(axis=1, initial=-1, where=walked.real) + 1).astype(np.int64)
-    shape = (len(count), max(1, int(count.max(initial=0))), batch)
+    shape = (len(count), max(1, int(count.max(initial=0))), width)
     real, rows = walked.real, np.arange(len(count))[:, None]
-    where = ((rows * shape[1] + walked.step) * batch + walked.column)[real]  # in the flat arrays: one index, not three
+    where = ((rows * shape[1] + walked.step) * width + walked.column)[real]  # in the flat arrays: one index, not three
     picked, chosen = walked.index[real], (rows * local.items.shape[1] + walked.index)[real]
     items, tasks, index = (np.zeros(shape, np.int64) for _ in range(3))
+    items[:] = local.items[:, :1, None] if local.items.size else 0  # what a padded row shows is the client's own
     columns = (local.items.reshape(-1)[chosen], local.tasks.reshape(-1)[chosen], picked)
     for laid, column in zip((items, tasks, index), columns, strict=True):
         laid.reshape(-1)[where] = column

@@ -5,7 +5,7 @@ A pure function of the order and the records it names, so a lost or failed cohor
 
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -17,6 +17,7 @@ from clients import records
 from clients.block import lay, train_block
 from clients.memories import Ints, Records
 from clients.site import Site
+from fedcl.models.behaviour import operator_of
 from fedcl.orders import ClientError, Order, TrainOrder, TrainReply
 from fedcl.timing import doing
 
@@ -50,6 +51,7 @@ class Worked:
     records: Records
     table: dict[str, NDArray[Any]]
     errors: list[ClientError]
+    notes: list[str] = field(default_factory=list)  # what whoever runs the federation should know, a sentence each
 
 
 def train(site: Site, order: TrainOrder, store: Store) -> TrainReply:
@@ -63,17 +65,18 @@ def train(site: Site, order: TrainOrder, store: Store) -> TrainReply:
         checksum = store.save(name, worked.clients, worked.records, before, site.seldom) if name else ""
     return TrainReply(
         round=order.round, cohort=order.cohort, clients=worked.clients, table=worked.table, errors=worked.errors,
-        total=worked.total.cpu().numpy(), pack=name, checksum=checksum,
+        total=worked.total.cpu().numpy(), pack=name, checksum=checksum, notes=worked.notes,
     )  # fmt: skip
 
 
 def _persistent(site: Site, order: TrainOrder, old: Records) -> Worked:
-    """Train the cohort; if it fails twice, find who fails alone and train the others in the same form without them."""
-    for _ in range(2):
-        try:
-            return work(site, order, old.copy())
-        except Exception:
-            reason = traceback.format_exc()
+    """Train the cohort; if it fails twice, find who fails alone and train the others in the same form without them.
+
+    If these fail together although each of them trains alone, they are trained one by one.
+    """
+    found = _tried(site, order, old, 2)
+    if isinstance(found, Worked):
+        return found
     culprits = {}
     for row in range(len(order.clients)):
         try:
@@ -84,11 +87,39 @@ def _persistent(site: Site, order: TrainOrder, old: Records) -> Worked:
                 error=f"{type(error).__name__}: {error}",
                 traceback=traceback.format_exc(),
             )
-    if not culprits:
-        raise RuntimeError(f"a cohort fails although each of its clients trains alone:\n{reason}")
     rest = np.array([row for row in range(len(order.clients)) if row not in culprits], np.int64)
-    worked = work(site, pick(order, rest), old[rest].copy())
-    return replace(worked, errors=[*culprits.values(), *worked.errors])
+    order, old = pick(order, rest), old[rest]
+    if culprits:
+        found = _tried(site, order, old, 1)
+    if not isinstance(found, Worked):
+        found = _apart(site, order, old, found)
+    return replace(found, errors=[*culprits.values(), *found.errors])
+
+
+def _tried(site: Site, order: TrainOrder, old: Records, times: int) -> Worked | Exception:
+    """Return what the cohort comes to, or why it has failed every time."""
+    for _ in range(times):
+        try:
+            return work(site, order, old.copy())
+        except Exception as error:
+            failure = error
+    return failure
+
+
+def _apart(site: Site, order: TrainOrder, old: Records, failure: Exception) -> Worked:
+    """Train clients one by one that fail only as a stack, and say so.
+
+    Where no two of them can be stacked, this process makes no stack any more. So it is anywhere: which clients are
+    trained one by one depends on their orders and not on who carried out what before.
+    """
+    stack, operator = site.stack, operator_of(failure)
+    if stack == 1:
+        raise RuntimeError("a cohort fails although each of its clients trains alone") from failure
+    worked = work(site, order, old.copy(), stack=1)
+    if isinstance(_tried(site, pick(order, np.arange(2)), old[:2], 1), Exception):
+        site.apart.append(operator)
+    note = f"engine.stack = {stack}: clients are trained one by one where a stack of them fails: in {operator}"
+    return replace(worked, notes=[note])
 
 
 def pick(order: Asked, rows: Ints) -> Asked:
@@ -98,17 +129,19 @@ def pick(order: Asked, rows: Ints) -> Asked:
     return replace(order, packs=packs, names=names, **{name: column[rows] for name, column in columns.items()})
 
 
-def work(site: Site, order: TrainOrder, old: Records) -> Worked:
+def work(site: Site, order: TrainOrder, old: Records, stack: int | None = None) -> Worked:
     """Train the clients of an order, stack by stack, and add their answers up.
 
     Args:
         old: (k,) their records; changed in place into the new ones.
+        stack: clients trained together; default: as the site does it.
     """
+    stack = stack or site.stack
     total = torch.zeros(site.layout(order.statistics).size, dtype=site.dtype, device=site.device)
     if not len(order.clients):
         return Worked(total=total, clients=order.clients, records=old, table={}, errors=[])
     with doing("data"):
-        laid, stack = lay(site, order, old), site.stack
+        laid = lay(site, order, old)
     tables, errors, fine = [], list[ClientError](), np.ones(len(old), np.bool_)
     for begin in range(0, len(old), stack):
         rows = slice(begin, min(begin + stack, len(old)))

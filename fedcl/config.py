@@ -65,9 +65,9 @@ class ClientConfig(Settings):
     curriculum: Any = part("curricula", "vanilla", "which items of a visit are shown when")
     optimizer: Any = part("optimizers", "sgd", "local optimiser")
     epochs: int = setting(1, "passes over the visit's data", low=1, high=1_000_000)
-    batch: int = setting(16, "samples a step", low=1, high=1_000_000)
+    batch: int = setting(16, "samples a step; more than a client has: all of them", low=1, high=1_000_000)
     replay_batch: int | None = setting(
-        None, "samples drawn from the memory a step; default: as batch", low=1, high=1_000_000
+        None, "samples drawn from the memory a step; default: as batch, or all if fewer", low=1, high=1_000_000
     )
     clip: float | None = setting(None, "largest norm of a client's gradient", above=0)
 

@@ -198,6 +198,9 @@ class Progress(OnTerminal):
         for note in event["notes"]:
             self._warn(f"round {event['round']}: {note}")
 
+    def _on_note(self, event: Event) -> None:
+        self._warn(f"round {event['round']}: note: {event['text']}")
+
     def _on_joined(self, event: Event) -> None:
         whose = " of ".join(part for part in (event["name"], event["node"]) if part)
         self._say(f"round {event['round']}: client {event['client']} is {whose}")

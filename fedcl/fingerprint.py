@@ -12,6 +12,7 @@ from functools import lru_cache
 from fedcl import __version__, models, registry
 from fedcl.answers import Layout, answer_layout
 from fedcl.config import config_hash
+from fedcl.digest import digest
 from fedcl.world import world
 
 
@@ -25,10 +26,12 @@ def fingerprint(text: str) -> str:
     scenario, stream = world(text)
     data, method = stream.dataset, scenario.server.method
     module = models.make(scenario.model, tuple(data.x.shape[1:]), data.classes, scenario.seed)
-    parameters = Layout.of(dict(module.named_parameters()))
+    parameters = Layout.of(dict(models.trained(module)))
     answers = answer_layout((*method.answers, *method.task_answers), parameters, method)
     names = [
         registry.name_of("server_methods", method), registry.name_of("client_methods", scenario.client.method),
     ]  # fmt: skip
     what = [__version__, config_hash(scenario), parameters.shapes, answers.shapes, names]
+    if built := models.fixed(module):  # nobody sends these: all must have built the same
+        what.append(digest(built))
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()

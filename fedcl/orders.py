@@ -120,6 +120,7 @@ class TrainReply(Reply):
     total: Array  # (A,) flat
     pack: str = ""
     checksum: str = ""
+    notes: list[str] = field(default_factory=list)  # what whoever runs the federation should know, a sentence each
     seconds: float = 0.0  # that the cohort took, as a local grid measures it; 0: nobody did, as on real nodes
 
     def timed(self, seconds: float) -> "TrainReply":

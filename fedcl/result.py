@@ -127,7 +127,7 @@ class Result:
             )
         data = self.outline.dataset
         module = fedcl.models.make(self.config.model, tuple(data.x.shape[1:]), data.classes, self.config.seed)
-        module.load_state_dict(safetensors.torch.load_file(path))
+        module.load_state_dict({**fedcl.models.fixed(module), **safetensors.torch.load_file(path)})
         return module.eval()
 
     def classifier(self) -> Tensors:

@@ -3,7 +3,7 @@
 import platform
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
@@ -106,8 +106,8 @@ def device_name(device: str) -> str:
     return torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
 
 
-def start_event(scenario: Scenario, stream: Stream) -> dict[str, Any]:
-    """Return the first event of a run."""
+def start_event(scenario: Scenario, stream: Stream, notes: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the first event of a run, with notes for its user beside those of the data."""
     return {
         "event": "start", "name": scenario.name, "seed": scenario.seed, "config_hash": config.config_hash(scenario),
         "command": COMMAND.get(), "clients": scenario.stream.clients, "tasks": len(stream.tasks),
@@ -115,7 +115,7 @@ def start_event(scenario: Scenario, stream: Stream) -> dict[str, Any]:
         "evaluation_every": scenario.evaluate.every, "device": device_name(scenario.engine.device),
         "stack": scenario.engine.stack, "cohort": scenario.engine.cohort, "versions": versions(),
         "task_classes": [list(task.classes) for task in stream.tasks], "orders": orders(scenario),
-        "notes": list(stream.dataset.notes),
+        "notes": [*stream.dataset.notes, *notes],
     }  # fmt: skip
 
 

@@ -6,9 +6,10 @@ grows bases on the server from sums over clients, GPM on each client from its ow
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedcl.answers import Layout
@@ -74,6 +75,16 @@ def project_out(delta: Tensor, basis: Tensor) -> Tensor:
     """Remove from delta (out, *in) the part of its rows in span(basis (d, k)), d = prod(in)."""
     flat = delta.flatten(1)
     return (flat - (flat @ basis) @ basis.T).view_as(delta)
+
+
+def in_use(padded: NDArray[Any]) -> Tensor:
+    """Return the first columns (k, d, r) of padded bases (k, d, d), copied: those of the largest, up to a power of two.
+
+    So few numbers r are ever met that steps of their shapes can be recorded (`clients.programs`).
+    """
+    rank = int(padded.any(axis=(0, 1)).sum())  # columns behind a basis are zeros
+    wide = min(1 << max(3, (rank - 1).bit_length()), padded.shape[-1]) if rank else 0
+    return torch.from_numpy(padded[..., :wide].copy())
 
 
 def leading(values: Tensor, vectors: Tensor, wanted: float, *, at_least: int) -> Tensor:

@@ -15,6 +15,7 @@ from fedcl.streams import Stream
 LEAST = {"n": 1, "steps": 1, "evicted": 0}
 MOST = 1 << 40  # samples, steps or evictions of a client
 ROUNDING = 1e-3  # of sums in float32, far above what it comes to
+MOST_NOTES, LONGEST_NOTE = 4, 500  # of a reply, and letters of each
 NOBODY = np.zeros(0, np.int64)
 
 
@@ -35,6 +36,13 @@ def counts_problem(clients: Ints, table: Mapping[str, Array], names: Sequence[st
         words = {"n": "samples", "steps": "steps", "evicted": "evictions"}
         return f"its table lacks the numbers of {', '.join(words[name] for name in names)}, or one of them cannot be"
     return None
+
+
+def notes_problem(notes: Sequence[str]) -> str | None:
+    """Return why notes of a reply cannot be passed on, None if they can."""
+    if len(notes) <= MOST_NOTES and all(len(note) <= LONGEST_NOTE and note.isprintable() for note in notes):
+        return None
+    return f"notes that are none: at most {MOST_NOTES} of {LONGEST_NOTE} letters, without control characters"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -68,7 +68,7 @@ def main(grid: Grid, context: Context) -> None:
 def opening(federation: Federation) -> State:
     """Write down what is run, which cells of it are empty and what a fresh model can do; return the first state."""
     journal, state = federation.journal, federation.first_state()
-    journal.write(rundir.start_event(federation.scenario, federation.stream))
+    journal.write(rundir.start_event(federation.scenario, federation.stream, federation.judge.notes))
     empty = empty_cells(federation.stream)
     if empty:
         journal.write({"event": "skip", "cells": [list(cell) for cell in empty]})

@@ -82,6 +82,7 @@ class Federation:
     synced: set[str] = field(default_factory=set)  # packs that it has forced onto the disk
     overdue: dict[str, Order] = field(default_factory=dict)  # messages whose answers did not come in time
     stock: dict[str, Any] = field(default_factory=dict)  # what the journal says that clients have
+    noted: set[str] = field(default_factory=set)  # notes of clients that the journal has
     kept: list[Kept] = field(default_factory=list)  # of the checkpoints that it may fall back to, oldest first
     began: float = field(default_factory=time.monotonic)
 
@@ -183,7 +184,7 @@ class Federation:
     def first_state(self) -> State:
         """Return the state before the first round."""
         server, tasks, clients = self.scenario.server, len(self.stream.tasks), self.scenario.stream.clients
-        weights = models.given(self.scenario.model, self.judge.initial)
+        weights = models.given(self.scenario.model, self.judge.initial, self.judge.fixed)
         self.scenario.client.method.check(self.parameters)
         return State(
             round=0,

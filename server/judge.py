@@ -7,9 +7,11 @@ import torch
 from torch import nn
 
 import fedcl.models
+from fedcl import registry
 from fedcl.answers import Layout, Tensors
 from fedcl.classifiers import predictor
 from fedcl.config import Scenario
+from fedcl.models.behaviour import stack_problem
 from fedcl.source import Source, measure, sample, source
 from fedcl.streams import Stream
 
@@ -33,19 +35,33 @@ class Judge:
         return Judge(scenario, stream, module.to(device), source(stream, "test", dtype, device))
 
     @property
+    def notes(self) -> list[str]:
+        """What a user should know of the model."""
+        shape = tuple(self.stream.dataset.x.shape[1:])
+        if self.scenario.engine.stack == 1 or not (problem := stack_problem(self.module, shape)):
+            return []
+        name = registry.name_of("models", self.scenario.model)
+        return [f"model.name = {name!r}: clients are trained one by one, because a stack of them fails in {problem}"]
+
+    @property
     def initial(self) -> Tensors:
-        """The module's parameters now, copied."""
-        return {name: each.detach().cpu().clone() for name, each in self.module.named_parameters()}
+        """The module's parameters that train now, copied."""
+        return {name: each.detach().cpu().clone() for name, each in fedcl.models.trained(self.module).items()}
+
+    @property
+    def fixed(self) -> Tensors:
+        """The module's parameters that do not train."""
+        return {name: each.cpu() for name, each in fedcl.models.fixed(self.module).items()}
 
     @property
     def layout(self) -> Layout:
-        """Names and shapes of the parameters."""
-        return Layout.of(dict(self.module.named_parameters()))
+        """Names and shapes of the parameters that train."""
+        return Layout.of(dict(fedcl.models.trained(self.module)))
 
     def accuracy(self, weights: Tensors, classifier: Tensors) -> tuple[list[float | None], float | None]:
         """Return the accuracy on each task's central test items (None: it has none) and the mean loss over all."""
         with torch.no_grad():
-            for name, parameter in self.module.named_parameters():
+            for name, parameter in fedcl.models.trained(self.module).items():
                 parameter.copy_(weights[name])
         limit, seed = self.scenario.evaluate.samples, self.scenario.seed
         cells = [sample(cell, limit, seed, task) for task, cell in enumerate(self.stream.central)]

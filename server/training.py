@@ -17,7 +17,7 @@ from fedcl.errors import FederationError
 from fedcl.orders import Array, ClientError, TrainOrder, TrainReply
 from fedcl.plan import Cohort
 from fedcl.timing import doing
-from server.acceptance import Known, counts_problem, sum_problem, update_problem
+from server.acceptance import Known, counts_problem, notes_problem, sum_problem, update_problem
 from server.exchange import Size
 from server.federation import Federation, round_to
 from server.state import State
@@ -74,6 +74,7 @@ def train(
             continue
         with doing("reduce"):
             add(done, order, reply)
+            _note(federation, round, reply.notes)
             if federation.packs and reply.pack:
                 index = index.place(reply.pack, reply.checksum, reply.clients)
     down = federation.parameters.size * dtype.itemsize + sum(each.nbytes for each in shared.values())
@@ -99,6 +100,7 @@ def reply_problem(
 ) -> str | None:
     """Return why a reply cannot be added up, None if it can."""
     wrong = counts_problem(reply.clients, reply.table, ("n", "steps", "evicted"))
+    wrong = wrong or notes_problem(reply.notes)
     wrong = wrong or known.problem(reply.clients, reply.table)
     wrong = wrong or sum_problem(layout, reply.total, str(dtype).removeprefix("torch."))
     if wrong or not len(reply.clients):
@@ -115,6 +117,14 @@ def add(done: Round, order: TrainOrder, reply: TrainReply) -> None:
     done.tasks += [task[client] for client in reply.clients.tolist()]
     for name, column in reply.table.items():
         done.columns.setdefault(name, []).append(column)
+
+
+def _note(federation: Federation, round: int, notes: Sequence[str]) -> None:
+    """Write what clients note into the journal, each note once."""
+    for note in notes:
+        if note not in federation.noted:
+            federation.noted.add(note)
+            federation.report(round, {"event": "note", "text": note})
 
 
 def _write(

@@ -158,7 +158,7 @@ def test_of_no_data_nothing_is_shown(curriculum: Curriculum):
     found = walked(curriculum, nobody, epochs=2, batch=3)
     assert not found.real.any()
     assert not found.first.any()
-    laid = visits.batches(nobody, found, batch=3)
+    laid = visits.batches(nobody, found, width=3)
     assert laid.count.tolist() == [0, 0]
     assert laid.weight.tolist() == [[[0.0] * 3]] * 2
 

@@ -1,5 +1,6 @@
 """Dropout by hash: what is dropped, how much, and that it is the same alone, in a stack and anywhere."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -76,13 +77,36 @@ def test_a_stack_drops_what_each_client_drops_alone() -> None:
     assert (stacked - alone).abs().max() < 1e-14
 
 
-def test_torchs_own_dropout_is_refused() -> None:
-    class Wet(dense.MLP):
-        def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
-            return models.Classifier(nn.Sequential(nn.Flatten(), nn.Dropout(0.1)), 4, classes)
+@dataclass(frozen=True, kw_only=True)
+class Torchs(dense.MLP):
+    """An MLP with dropout of torch's."""
 
-    with pytest.raises(ConfigError, match=r"fedcl\.models\.dropout"):
-        models.make(Wet(), (4,), 3, seed=0)
+    layer: str = "Dropout"
+    share: float = 0.5
+
+    def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
+        drops = getattr(nn, self.layer)(self.share)
+        body = nn.Sequential(nn.Flatten(), nn.Linear(shape[0], 8), nn.Sequential(nn.ReLU(), drops))
+        return models.Classifier(body, 8, classes)
+
+
+def test_torchs_dropout_is_replaced_by_ours() -> None:
+    """The same numbers as the shipped mlp with the same share, in training and outside."""
+    theirs, own = (
+        models.make(Torchs(), (4,), 3, seed=1),
+        models.make(dense.MLP(width=8, dropout=[0.5]), (4,), 3, seed=1),
+    )
+    x = torch.randn(6, 4)
+    assert torch.equal(theirs(x), own(x))
+    with dropout.dropping(KEY):
+        assert torch.equal(theirs(x), own(x))
+        assert (theirs.features(x) == 0).double().mean() > 0.4
+
+
+@pytest.mark.parametrize("other", [Torchs(layer="AlphaDropout"), Torchs(layer="Dropout1d"), Torchs(share=1.0)])
+def test_dropout_of_other_kinds_is_refused(other: Torchs) -> None:
+    with pytest.raises(ConfigError, match=r"cannot be repeated; use nn\.Dropout"):
+        models.make(other, (4,), 3, seed=0)
 
 
 @pytest.mark.parametrize("method", ["er", "agem", "derpp"])

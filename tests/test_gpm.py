@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from clients import methods, programs
+from clients import anchors, methods, programs
 from clients.answers.case import layer_inputs, load_weights
 from clients.gradients import Transform
 from clients.gradients.gpm import BASES, GPM, TASKS, padded, trimmed
@@ -22,7 +22,7 @@ from fedcl.config import Scenario
 from fedcl.errors import ConfigError
 from fedcl.models import Classifier, ModelSettings
 from fedcl.settings import OutOfRange
-from fedcl.subspace import Protection
+from fedcl.subspace import Protection, in_use
 from server.methods.fot import FOT
 from tests.federations import Clients, run, tiny
 from tests.frozen import weights_of
@@ -322,3 +322,32 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None
 def test_workers_make_no_difference(tmp_path: Path) -> None:
     """Inline, one Ray worker and two: the three hashes agree."""
     testing.workers_make_no_difference(federation(), tmp_path)
+
+
+# As many columns as are in use
+
+
+@pytest.mark.parametrize(("ranks", "columns"), [((0, 0), 0), ((1, 0), 8), ((8, 3), 8), ((9, 2), 16), ((17, 20), 20)])
+def test_a_step_is_given_the_columns_in_use(ranks: tuple[int, ...], columns: int) -> None:
+    """Of two clients those of the larger basis, up to a power of two, and no more than there are: (2, 20, r)."""
+    bases = [torch.linalg.qr(torch.randn(20, 20, generator=torch.Generator().manual_seed(r)))[0][:, :r] for r in ranks]
+    found = in_use(torch.stack([padded(each) for each in bases]).numpy())
+    assert found.shape == (2, 20, columns)
+    for basis, matrix in zip(bases, found, strict=True):
+        assert torch.equal(matrix[:, : basis.shape[1]], basis)
+        assert not matrix[:, basis.shape[1] :].any()
+
+
+def test_training_multiplies_with_the_rank_that_there_is() -> None:
+    """784 inputs, of which three tasks' few items use some: bases of 784 x 16 and 784 x 32, of no layer at first."""
+    wide = "stream.dataset={name: synthetic, classes: 6, features: 784, samples: 144, test_samples: 24}"
+    own = Clients.of(tiny(wide, "stream.tasks=3", METHOD, "engine.stack=2"))
+    seen = []
+    for clock, task in ((0, 0), (2, 1), (4, 2)):
+        own.visit(own.initial, [0, 3], round=clock + 1, task=task, clock=clock)
+        records = np.concatenate([own.held[0], own.held[3]])
+        seen.append({name: each.shape for name, each in anchors.own(own.site, records)[BASES].items()})
+    rank = max(each["body.1.weight"].shape[1] for each in (bases_of(own, 0), bases_of(own, 3)))
+    assert seen[0] == {}
+    assert 16 < rank <= 24
+    assert seen[2] == {"body.1.weight": (2, 784, 32), "head.weight": (2, 6, 6)}

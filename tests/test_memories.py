@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from clients.memories.class_balanced import ClassBalanced
 from clients.memories.reservoir import Reservoir
 from clients.optimizers import SGD
 from clients.records import fresh, record_dtype
+from clients.trainer import Stepwise
 from fedcl.answers import Layout
 from fedcl.keys import Bits, Purpose, at, below, key
 from tests.federations import Clients, tiny
@@ -340,3 +342,28 @@ def test_memories_are_the_same_alone_and_in_a_cohort():
     for client in range(4):
         assert together.held[client].tobytes() == apart.held[client].tobytes()
     assert together.record(1)["seen"] == 46
+
+
+# Batches larger than what there is
+
+
+@pytest.mark.parametrize(("size", "expected"), [(5, 12), (40, 40)])
+def test_a_batch_is_no_wider_than_the_largest_client_and_a_replayed_one_than_the_memory(
+    size: int, expected: int
+) -> None:
+    """client.batch = 100,000 for "all": 12 rows of 12 items, and as many of the memory as it or a batch has."""
+    seen: list[tuple[int, int]] = []
+    feed = Stepwise.feed
+
+    def spy(self: Stepwise, *given: Any) -> Any:
+        seen.append(tuple(self.items.shape[1:]))
+        return feed(self, *given)
+
+    chosen = ("client.method=er", f"client.memory.size={size}", "model.dtype=float64", "client.epochs=2")
+    wide, exact = (Clients.of(tiny(*chosen, f"client.batch={batch}")) for batch in (100_000, 12))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stepwise, "feed", spy)
+        found = wide.visit(wide.initial, [0, 1], round=1).total
+    assert set(seen) == {(2, 12), (2, expected)}
+    if size == 5:
+        assert np.abs(found - exact.visit(exact.initial, [0, 1], round=1).total).max() < 1e-12

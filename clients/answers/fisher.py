@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from clients.answers.case import CHUNK, Case
 from fedcl.answers import Tensors
+from fedcl.models import trained
 
 NUMBERS = 2**23  # gradients held at a time
 
@@ -18,7 +19,7 @@ NUMBERS = 2**23  # gradients held at a time
 def squared_gradients(case: Case) -> Tensor:
     """Return the flat sums (P,) over one client's data of a task."""
     module, layout = case.module, case.parameters
-    weights = {name: each.detach() for name, each in module.named_parameters()}
+    weights = {name: each.detach() for name, each in trained(module).items()}
 
     def loss(parameters: Tensors, x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
         logits = functional_call(module, parameters, (x[None],)) + mask

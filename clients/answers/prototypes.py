@@ -9,6 +9,7 @@ from torch import Tensor
 from clients.answers.case import Case, features_of
 from fedcl.answers import LAYOUTS
 from fedcl.embedding import fingerprint
+from fedcl.models import trained
 
 
 @torch.no_grad()
@@ -20,5 +21,5 @@ def class_sums(case: Case) -> Tensor:
     for x, y in case.labelled():
         total["class_sums/sum"].index_add_(0, y, features_of(case.module, x))
         total["class_sums/count"] += y.bincount(minlength=len(total["class_sums/count"]))
-    total["class_sums/fingerprint"] += len(case.items) * fingerprint(dict(case.module.named_parameters())).to(flat)
+    total["class_sums/fingerprint"] += len(case.items) * fingerprint(dict(trained(case.module))).to(flat)
     return flat

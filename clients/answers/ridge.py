@@ -11,6 +11,7 @@ from torch import Tensor
 from clients.answers.case import Case, features_of
 from fedcl.answers import LAYOUTS
 from fedcl.embedding import fingerprint, random_features
+from fedcl.models import trained
 
 
 @torch.no_grad()
@@ -28,5 +29,5 @@ def ridge(case: Case) -> Tensor:
         total["ridge/count"] += y.bincount(minlength=len(total["ridge/count"]))
     rows, columns = torch.triu_indices(d, d, device=flat.device)
     total["ridge/gram"] += gram[rows, columns]
-    total["ridge/fingerprint"] += len(case.items) * fingerprint(dict(case.module.named_parameters())).to(flat)
+    total["ridge/fingerprint"] += len(case.items) * fingerprint(dict(trained(case.module))).to(flat)
     return flat

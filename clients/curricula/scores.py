@@ -86,10 +86,10 @@ def _trained(site: Site, task: int) -> Tensor:
         local, lambda number: keys.key(seed, Purpose.CURRICULUM, key, 0, number), lambda number, done: everything,
         epochs=EXPERT_EPOCHS, batch=client.batch,
     )  # fmt: skip
-    steps = visits.batches(local, walked, batch=client.batch)
+    steps = visits.batches(local, walked, width=min(client.batch, int(local.lengths.max())))
     shape, classes = site.stream.dataset.x.shape[1:], site.stream.dataset.classes
     module = fedcl.models.make(site.scenario.model, tuple(shape), classes, seed).to(site.device)
-    start = site.parameters.flatten({name: each.detach() for name, each in module.named_parameters()})
+    start = site.parameters.flatten({name: each.detach() for name, each in fedcl.models.trained(module).items()})
     block = Block(
         counts=steps.count.tolist(),
         start=start[None],

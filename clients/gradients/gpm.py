@@ -12,7 +12,8 @@ client's data of the task and not a sample of it. Biases and affine parameters o
 alone keep what they should: between visits the client's model becomes the global one, to which other clients have added
 steps that know nothing of its U (`server.method: fot` has one U for all).
 
-A client's record grows by the sum over layers of d^2 numbers, whatever the rank.
+A client's record grows by the sum over layers of d^2 numbers, whatever the rank; a step multiplies with the directions
+that are in use.
 """
 
 from collections.abc import Mapping
@@ -61,7 +62,7 @@ class GPM(Keeper):
     keeps = (Kept(name=BASES, of="bases"), Kept(name=TASKS, of="number"))
 
     def __call__(self, gradients: Tensors, references: Mapping[str, Tensors]) -> Tensors:
-        """Return the projected step; at the first task the step as it is."""
+        """Return the projected step; at the first task, when there are no bases, the step as it is."""
         bases = references[BASES]
         return {name: project_out(each, bases[name]) if name in bases else each for name, each in gradients.items()}
 

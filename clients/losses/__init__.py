@@ -96,7 +96,7 @@ class Kept:
     """Numbers that a client keeps of the tasks it has left, or of its visits, zeros at first.
 
     One a parameter, one a class, a single one, or for each layer that `Keeper.bases` names a matrix (d, d): its first
-    columns are a basis of layer inputs and the others zeros, which a projection does not notice.
+    columns are a basis of layer inputs and the others zeros. Of these a step is given the first columns alone, (d, r).
     """
 
     name: str

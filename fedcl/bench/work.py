@@ -156,7 +156,7 @@ def _visits(scenario: Scenario, stream: Stream, round: int, cohort: Cohort, seen
 
     local = visits.local_data(stream, order)
     walked = visits.walk(local, shuffle, lambda number, done: local.inside, epochs=client.epochs, batch=client.batch)
-    laid = visits.batches(local, walked, batch=client.batch)
+    laid = visits.batches(local, walked, width=client.batch)
     replays = len(client.method.draws) * (client.replay_batch or client.batch)
     for row, number in enumerate(cohort.clients.tolist()):
         count = int(laid.count[row])

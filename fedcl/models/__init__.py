@@ -1,7 +1,9 @@
 """Models: features and a linear head, built from a seed. Group norm instead of batch norm, dropout by hash.
 
 Batch norm keeps running means in integer and float buffers that neither add up over clients nor stack, so modules with
-buffers are refused; torch's dropout draws from a global generator and is refused too (`fedcl.models.dropout`).
+buffers are refused. torch's dropout draws from a global generator: ours takes its place (`fedcl.models.dropout`). What
+a model does is tried out, whatever it is made of (`fedcl.models.behaviour`). Parameters with `requires_grad = False`
+are part of the model as it is built: they do not train, and never travel.
 """
 
 from abc import ABC, abstractmethod
@@ -16,10 +18,12 @@ from fedcl import files, kept, keys
 from fedcl.answers import Tensors
 from fedcl.errors import ConfigError, nearest
 from fedcl.keys import Purpose
-from fedcl.models.dropout import Dropout
+from fedcl.models.behaviour import shortcoming
+from fedcl.models.dropout import Dropout, ours
 from fedcl.settings import Settings, setting
 
 EVERYTHING = "*"
+_SOUND: set[tuple[type, str, tuple[int, ...], int]] = set()  # models that this process has tried
 
 
 class Classifier(nn.Module):
@@ -65,6 +69,16 @@ class ModelSettings(Settings, ABC):
         """
 
 
+def trained(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that train, by name: what clients and the server have of a model between them."""
+    return {name: each for name, each in module.named_parameters() if each.requires_grad}
+
+
+def fixed(module: nn.Module) -> Tensors:
+    """Return the parameters that do not train, by name: everybody builds them with the model."""
+    return {name: each.detach() for name, each in module.named_parameters() if not each.requires_grad}
+
+
 def personal_names(settings: ModelSettings, names: Iterable[str]) -> tuple[str, ...]:
     """Return the parameters, among `names` and in their order, that stay on the client.
 
@@ -79,11 +93,15 @@ def personal_names(settings: ModelSettings, names: Iterable[str]) -> tuple[str, 
     return tuple(name for name in names if name.startswith(prefixes))
 
 
-def given(settings: ModelSettings, drawn: Tensors) -> Tensors:
+def given(settings: ModelSettings, drawn: Tensors, built: Tensors | None = None) -> Tensors:
     """Return the weights that a run starts from: those of the file `weights`, if there is one, else the drawn ones.
 
     A head of another shape (other classes) stays as drawn; everything else must fit by name and shape. Only the server
     reads the file, and only at a run's start.
+
+    Args:
+        drawn: the parameters that train.
+        built: those that do not: the file must not have them otherwise, for everybody builds them with the model.
 
     Raises:
         ConfigError: the file cannot be read, or is of another model.
@@ -104,6 +122,12 @@ def given(settings: ModelSettings, drawn: Tensors) -> Tensors:
             raise ConfigError(f"{key}: parameter {name!r} has {shapes}")
         if name in found and not torch.isfinite(found[name]).all():
             raise ConfigError(f"{key}: parameter {name!r} has numbers that are not finite")
+    for name, each in (built or {}).items():
+        if name in found and not torch.equal(found[name].to(each), each):
+            raise ConfigError(
+                f"{key}: parameter {name!r} does not train (requires_grad = False), and the file has other numbers for "
+                "it than the model is built with; let the model's build read them"
+            )
     fits = {name: name in found and found[name].shape == each.shape for name, each in drawn.items()}
     return {name: found[name].to(each) if fits[name] else each for name, each in drawn.items()}
 
@@ -118,8 +142,8 @@ def make(settings: ModelSettings, shape: tuple[int, ...], classes: int, seed: in
         seed: the run's seed.
 
     Raises:
-        ConfigError: inputs that the architecture cannot take, a module with buffers or without a linear head, or a
-            personal prefix that no parameter has.
+        ConfigError: inputs that the architecture cannot take, a module with buffers or without a linear head, one
+            whose samples see each other, or a personal prefix that no parameter has.
     """
     with keys.seeded(seed, Purpose.MODEL):
         module = settings.build(shape, classes)
@@ -132,12 +156,15 @@ def make(settings: ModelSettings, shape: tuple[int, ...], classes: int, seed: in
         raise ConfigError(
             f"model {name}: needs a method features(x) and a linear layer head (see fedcl.models.Classifier)"
         )
-    for each in module.modules():
-        if isinstance(each, nn.modules.dropout._DropoutNd):
-            raise ConfigError(
-                f"model {name}: has {each}, whose draws cannot be repeated; use fedcl.models.dropout.Dropout"
-            )
+    if not trained(module):
+        raise ConfigError(f"model {name}: no parameter trains: all have requires_grad = False")
+    ours(module, f"model {name}")
     for number, layer in enumerate(each for each in module.modules() if isinstance(each, Dropout)):
         layer.number = number
-    personal_names(settings, (parameter for parameter, _ in module.named_parameters()))
-    return module.to(getattr(torch, settings.dtype))
+    personal_names(settings, trained(module))
+    module = module.to(getattr(torch, settings.dtype))
+    kind = (type(settings), repr(settings), shape, classes)
+    if kind not in _SOUND and (problem := shortcoming(module, shape, classes, seed)):
+        raise ConfigError(f"model {name}: {problem}")
+    _SOUND.add(kind)
+    return module

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
@@ -11,14 +12,22 @@ from fedcl.settings import setting
 
 HIDDEN = 64  # units between the CNN's convolutions and its head
 POOLED = 4  # the CNN halves height and width twice
+COLOURS = 4  # channels that images have, at most: more are numbers of pixels
 
 
 class ChannelsFirst(nn.Module):
-    """(b, h, w) -> (b, 1, h, w); (b, h, w, c) -> (b, c, h, w)."""
+    """(b, h, w) -> (b, 1, h, w); (b, h, w, c) -> (b, c, h, w).
+
+    In a stack the numbers are laid out anew: not every operator under `vmap` takes channels that lie last. One model
+    alone computes with them as they lie, which is faster (Conv4 on 32 x 32 x 3: by a sixth).
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the images as convolutions take them."""
-        return x.unsqueeze(1) if x.dim() == 3 else x.permute(0, 3, 1, 2)
+        if x.dim() == 3:
+            return x.unsqueeze(1)
+        first = x.permute(0, 3, 1, 2)
+        return first.contiguous() if torch._C._functorch.is_batchedtensor(x) else first
 
 
 class GlobalAverage(nn.Module):
@@ -33,8 +42,14 @@ def n_channels(model: str, shape: tuple[int, ...], smallest: int) -> int:
     """Return the channels of inputs of this shape.
 
     Raises:
-        ConfigError: they are not images, or less than `smallest` pixels high or wide.
+        ConfigError: they are not images, less than `smallest` pixels high or wide, or have their channels first.
     """
+    if len(shape) == 3 and shape[0] <= COLOURS < min(shape[1:]):
+        turned = (*shape[1:], shape[0])
+        raise ConfigError(
+            f"model.name = {model!r}: inputs of shape {shape} have their channels first; images are (h, w, c) here, "
+            f"{turned}: np.moveaxis(x, 1, -1) turns an array of them"
+        )
     if len(shape) not in (2, 3) or min(shape[:2]) < smallest:
         raise ConfigError(
             f"model.name = {model!r}: needs images (h, w) or (h, w, c) of at least {smallest} x {smallest} pixels, "

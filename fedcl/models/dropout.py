@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fedcl import keys
+from fedcl.errors import ConfigError
 
 NOTHING = torch.zeros(0, dtype=torch.int64)  # no key: nothing is dropped
 REFERENCE = 1_000_000  # position of a key's sequence that no forward pass of a loss reaches
@@ -62,3 +63,23 @@ class Dropout(nn.Module):
     def extra_repr(self) -> str:
         """Return the share, for `print(model)`."""
         return f"{self.dropped / LEVELS:g}"
+
+
+def ours(module: nn.Module, name: str) -> None:
+    """Put `Dropout` in the place of every `nn.Dropout` of a model, share for share.
+
+    Args:
+        name: of the model, as an error says it.
+
+    Raises:
+        ConfigError: it has dropout of another kind, or drops everything.
+    """
+    for inside in list(module.modules()):
+        for place, each in inside.named_children():
+            if type(each) is nn.Dropout and each.p < 1:
+                setattr(inside, place, Dropout(each.p))
+            elif isinstance(each, nn.modules.dropout._DropoutNd):
+                raise ConfigError(
+                    f"{name}: has {each}, whose draws cannot be repeated; use nn.Dropout with a share below 1, "
+                    "which is replaced by fedcl.models.dropout.Dropout"
+                )
