@@ -5,6 +5,7 @@ task is the last is known only then, because a client is not asked in every roun
 is kept too (`local`), and the task's data must still be there at the next visit.
 """
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -84,6 +85,31 @@ def shared(site: Site, order: TrainOrder) -> dict[str, Tensors]:
         classes[known] = 1
         found[CLASSES] = {"classes": classes}
     return {name: tensors for name, tensors in found.items() if tensors}
+
+
+def bounded(site: Site, own: dict[str, Tensors], shared: dict[str, Tensors]) -> Tensor | None:
+    """Hold, in place, what makes a penalty steeper than the client's optimiser can follow down to 1 / lr.
+
+    Where a second derivative is above `Optimizer.steepest`, every step leads further away than the last. At 1 / lr one
+    step leads to the penalty's minimum.
+
+    Args:
+        own, shared: as `own` and `shared` return them.
+
+    Returns:
+        Of how many parameters that has been so, (k,); None: no penalty of this method could be too steep.
+    """
+    optimizer = site.scenario.client.optimizer
+    if not (site.curvature and optimizer.steepest < math.inf):
+        return None
+    capped = torch.zeros(len(next(iter(next(iter(own.values())).values()))) if own else 1, dtype=torch.int64)
+    for name, factor in site.curvature.items():
+        for tensor in own.get(name, shared.get(name, {})).values():
+            steep = tensor * factor > optimizer.steepest
+            if steep.any():
+                tensor.masked_fill_(steep, 1 / (optimizer.lr * factor))
+                capped += steep.flatten(1).sum(1).cpu() if name in own else steep.sum().cpu()
+    return capped
 
 
 def taught(site: Site, order: TrainOrder, old: Records, local: Local) -> Tensor | None:

@@ -116,6 +116,8 @@ def train_block(
     """Train the clients in `rows` together; write their records; return their answers (k, A) and the table."""
     own = old[rows]
     weights = torch.from_numpy(order.weights.copy()).to(site.device)
+    kept, sent = anchors.own(site, own), anchors.shared(site, order)
+    capped = anchors.bounded(site, kept, sent)
     block = Block(
         counts=laid.counts[rows].tolist(),
         start=_start(site, weights, own),
@@ -126,13 +128,16 @@ def train_block(
         noise=site.noise(order.clients[rows], order.round, int(laid.counts[rows].max())),
         buffers=_buffers(site, own),
         steps_before=torch.from_numpy(_kept(own, "optimizer.steps", np.float64)).to(site.device),
-        own=anchors.own(site, own),
-        anchors=anchors.shared(site, order),
+        own=kept,
+        anchors=sent,
     )
     with doing("training"):
         result = site.trainer.train(block)
     with doing("statistics"):
-        return _answers(site, order, own, laid, rows, block, result)
+        answers, table = _answers(site, order, own, laid, rows, block, result)
+    if capped is not None:
+        table["capped"] = np.broadcast_to(capped.numpy(), len(own)).copy()
+    return answers, table
 
 
 def _answers(

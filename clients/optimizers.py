@@ -4,6 +4,7 @@ Tensors have the client in front (k, *shape). Buffers are changed in place; only
 passed, so momentum and bias correction of a client that has finished never move.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -25,6 +26,11 @@ class Optimizer(Settings):
     def buffers(self) -> tuple[str, ...]:
         """Names of the buffers that it needs, each as large as the parameters."""
         return ()
+
+    @property
+    def steepest(self) -> float:
+        """Curvature of the loss above which its steps must overshoot more and more; inf: its steps are bounded."""
+        return math.inf
 
     def step(self, gradients: Tensors, parameters: Tensors, buffers: Mapping[str, Tensors], count: Tensor) -> Tensors:
         """Return what to add to the parameters.
@@ -53,6 +59,11 @@ class SGD(Optimizer):
     def buffers(self) -> tuple[str, ...]:
         """The momentum, if any."""
         return ("momentum",) if self.momentum else ()
+
+    @property
+    def steepest(self) -> float:
+        """2 (1 + momentum) / lr (Polyak, 1964)."""
+        return 2 * (1 + self.momentum) / self.lr if self.lr else math.inf
 
     def step(self, gradients: Tensors, parameters: Tensors, buffers: Mapping[str, Tensors], count: Tensor) -> Tensors:
         """Return -lr * m."""

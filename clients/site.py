@@ -134,6 +134,11 @@ class Site:
         return [each for each in (*method.terms().values(), *method.transforms()) if isinstance(each, Keeper)]
 
     @cached_property
+    def curvature(self) -> dict[str, float]:
+        """What of that they keep or read, times which number, is the second derivative of a term."""
+        return {name: factor for each in self.regularisers for name, factor in each.curvature.items() if factor}
+
+    @cached_property
     def leavers(self) -> list[Keeper]:
         """Those of them that keep something of tasks."""
         return [each for each in self.keepers if each.keeps and each.of == "tasks"]

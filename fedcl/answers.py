@@ -15,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedcl.errors import ConfigError, nearest
+
 Tensors = dict[str, Tensor]
 
 
@@ -121,15 +123,23 @@ def _gram(parameters: Layout, method: Any) -> Layout:
     return Layout(tuple((f"gram/{name}", (d, d)) for name, d in inputs)) + _energies(parameters, method)
 
 
+def _head(parameters: Layout) -> tuple[int, ...]:
+    """Return the head's shape (classes, features)."""
+    shapes = dict(parameters.shapes)
+    if "head.weight" not in shapes:
+        raise ConfigError("server.method: sums of features are for a head that trains, and this model's does not")
+    return shapes["head.weight"]
+
+
 def _class_sums(parameters: Layout, method: Any) -> Layout:
     """Per class the sum of the features; what every statistic of features carries."""
-    shape = dict(parameters.shapes)["head.weight"]
+    shape = _head(parameters)
     return Layout((("class_sums/sum", shape), *_marked("class_sums", shape[0])))
 
 
 def _ridge(parameters: Layout, method: Any) -> Layout:
     """Upper triangle of Phi^T Phi, row by row; Phi^T Y; what every statistic of features carries."""
-    classes, features = dict(parameters.shapes)["head.weight"]
+    classes, features = _head(parameters)
     d = method.width or features
     return Layout((("ridge/gram", (d * (d + 1) // 2,)), ("ridge/cross", (d, classes)), *_marked("ridge", classes)))
 
@@ -157,7 +167,14 @@ LAYOUTS: dict[str, Callable[[Layout, Any], Layout]] = {
 
 
 def answer_layout(statistics: Sequence[str], parameters: Layout, method: Any = None) -> Layout:
-    """Return the layout of an answer that holds the named statistics in order, as a server method asks for them."""
+    """Return the layout of an answer that holds the named statistics in order, as a server method asks for them.
+
+    Raises:
+        ConfigError: there is no such statistic, or the model has not what it is of.
+    """
+    for name in statistics:
+        if name not in LAYOUTS:
+            raise ConfigError(f"server.method asks clients for an unknown statistic {name!r}{nearest(name, LAYOUTS)}")
     return Layout(tuple(shape for name in statistics for shape in LAYOUTS[name](parameters, method).shapes))
 
 

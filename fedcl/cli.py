@@ -94,7 +94,9 @@ def _asked(
 
 def _note(scenario: "config.Scenario") -> None:
     """Tell what is allowed but will hardly do what its user wants."""
-    for note in scenario.client.curriculum.notes(scenario.client.epochs):
+    from fedcl.contradictions import notes
+
+    for note in notes(scenario):
         _complain(f"note: {note}")
 
 

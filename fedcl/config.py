@@ -13,7 +13,7 @@ from functools import reduce
 from operator import getitem
 from typing import Any, Literal
 
-from fedcl import addresses, files, registry
+from fedcl import addresses, declarations, files, registry
 from fedcl.contradictions import problems
 from fedcl.errors import ConfigError, close, nearest, shown
 from fedcl.groups import chosen
@@ -212,6 +212,8 @@ def _build_part(kind: str, value: Any, default: Any, path: str) -> Any:
         raise ConfigError(f"{path}.{registry.chooser(kind)} = {name!r}: {error}") from error
     if not (isinstance(cls, type) and is_dataclass(cls)):
         raise ConfigError(f"{path} = {name!r}: must name a frozen dataclass of settings, not {cls!r}")
+    for problem in declarations.problems(cls):
+        raise ConfigError(f"{path} = {name!r}: {problem}")
     return build(cls, chosen, path)
 
 

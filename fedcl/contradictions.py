@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from fedcl import registry
+from fedcl.errors import nearest
 
 if TYPE_CHECKING:
     from fedcl.config import Scenario
@@ -35,6 +36,23 @@ def problems(s: "Scenario") -> Iterator[str]:
         yield f"engine.stack = {s.engine.stack}: must be at most engine.cohort = {s.engine.cohort}"
 
 
+def notes(s: "Scenario") -> Iterator[str]:
+    """Yield what is allowed but will hardly do what its user wants, one sentence each."""
+    yield from s.client.curriculum.notes(s.client.epochs)
+    server, client, optimizer = s.server.method, s.client.method, s.client.optimizer
+    if getattr(server, "heads", "") == "shared" and s.stream.kind == "class-incremental" and s.stream.tasks > 1:
+        name = registry.name_of("server_methods", server)
+        yield (
+            f"server.method = {name!r} with heads = 'shared' and stream.kind = 'class-incremental': the features of "
+            "old classes, above all their mean, are protected in the head that new classes need, and hardly anything "
+            "new is learnt; set server.method.heads = per-task, or stream.kind = task-incremental"
+        )
+    mu, steepest = getattr(client, "mu", 0.0), getattr(optimizer, "steepest", 0.0)
+    if isinstance(mu, float) and steepest and mu > steepest:
+        lr = f"client.optimizer.lr = {optimizer.lr:g}"
+        yield f"client.method.mu = {mu:g}: above {steepest:g} steps with {lr} must diverge"
+
+
 def _unshared(s: "Scenario") -> Iterator[str]:
     """Yield what client and server method do not give each other."""
     client, server = s.client.method, s.server.method
@@ -44,11 +62,20 @@ def _unshared(s: "Scenario") -> Iterator[str]:
         where = f"server.method = {names[1]!r}: client method {names[0]!r} needs {', '.join(sorted(lacking))}"
         yield f"{where} of the server; set server.method to the one of its own name"
     unanswered = set(getattr(server, "answers", ())) - {"delta"} - set(getattr(client, "answers", ()))
-    if unanswered:
+    if unknown := [name for name in sorted(unanswered) if name not in _statistics()]:
+        asks = f"server.method = {names[1]!r}: asks clients for an unknown statistic {unknown[0]!r}"
+        yield asks + nearest(unknown[0], _statistics())
+    elif unanswered:
         where = f"client.method = {names[0]!r}: server method {names[1]!r} needs {', '.join(sorted(unanswered))}"
         yield f"{where} of the clients; set client.method to the one of its own name"
     if getattr(server, "shares", None) == "model" and s.model.personal:
         yield f"model.personal = {s.model.personal}: method {names[1]!r} measures the global model, which must be whole"
+
+
+def _statistics() -> tuple[str, ...]:
+    from fedcl.answers import LAYOUTS  # torch: where a method asks for more than updates it is here already
+
+    return tuple(LAYOUTS)
 
 
 def _bent(s: "Scenario") -> Iterator[str]:

@@ -12,7 +12,7 @@ from fedcl.orders import Array, Ints
 from fedcl.plan import Cohort
 from fedcl.streams import Stream
 
-LEAST = {"n": 1, "steps": 1, "evicted": 0}
+LEAST = {"n": 1, "steps": 1, "evicted": 0, "capped": 0}
 MOST = 1 << 40  # samples, steps or evictions of a client
 ROUNDING = 1e-3  # of sums in float32, far above what it comes to
 MOST_NOTES, LONGEST_NOTE = 4, 500  # of a reply, and letters of each
@@ -33,7 +33,7 @@ def counts_problem(clients: Ints, table: Mapping[str, Array], names: Sequence[st
     columns = [(table.get(name), LEAST[name]) for name in names]
     wrong = any(c is None or c.dtype != np.int64 or (c < least).any() or (c > MOST).any() for c, least in columns)
     if len(clients) and wrong:
-        words = {"n": "samples", "steps": "steps", "evicted": "evictions"}
+        words = {"n": "samples", "steps": "steps", "evicted": "evictions", "capped": "parameters held"}
         return f"its table lacks the numbers of {', '.join(words[name] for name in names)}, or one of them cannot be"
     return None
 

@@ -24,6 +24,7 @@ from server.names import WARDS
 from server.presence import present
 from server.scoring import score
 from server.state import State
+from server.steps import new_weights, updated
 from server.tracing import trace
 from server.training import train
 
@@ -79,7 +80,7 @@ def opening(federation: Federation) -> State:
 
 def one_round(federation: Federation, state: State, round: int) -> State:
     """Score, select, plan, train; aggregate, optimise, project; consolidate; evaluate."""
-    server, nothing = federation.scenario.server, np.zeros(len(state.begun), np.bool_)
+    nothing = np.zeros(len(state.begun), np.bool_)
     federation.refuse_late()
     with doing("selection"):
         there, before, left = present(federation, state, round)
@@ -95,11 +96,7 @@ def one_round(federation: Federation, state: State, round: int) -> State:
     total, state = train(federation, before, round, cohorts, riding)
     if total is not None:
         with doing("update"):
-            method, step = server.method.end_round(state.method, state.weights, total)
-            moments, step = server.optimizer.apply(state.optimizer, step)
-            step = server.method.project(method, step)
-            weights = {name: weight + step[name] for name, weight in state.weights.items()}
-            state = replace(state, method=method, optimizer=moments, weights=weights)
+            state = updated(federation.scenario.server, state, total)
     ended, leavers = federation.ended(before, state, round)
     return closed(federation, state, round, total, riding, ended, leavers)
 
@@ -122,6 +119,7 @@ def closed(
         riders = total if riding.any() else None
         known = riders if server.method.participants == "round" else asked
         method, weights = server.method.end_task(state.method, state.weights, known, over)
+        weights = new_weights(server, weights, state.weights, "end_task")
         state = replace(state, method=method, weights=weights)
         federation.report(round, server.method.report(method, known, over))
     with doing("evaluation"):

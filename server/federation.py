@@ -41,6 +41,7 @@ from server.names import WARDS
 from server.roster import Roll, Roster, Who, nobody, roll_of
 from server.sittings import sit
 from server.state import State, begun_anew, restored, snapshot, state_digest
+from server.steps import new_weights
 
 PATIENCE = 60.0  # seconds that a federation waits for all its clients before its first round
 
@@ -369,7 +370,9 @@ class Federation:
         new = np.flatnonzero(begun & ~state.begun).tolist()
         if not new:
             return state
-        method, weights = self.scenario.server.method.begin_task(state.method, state.weights, new)
+        server = self.scenario.server
+        method, weights = server.method.begin_task(state.method, state.weights, new)
+        weights = new_weights(server, weights, state.weights, "begin_task")
         return replace(state, method=method, weights=weights, begun=begun)
 
     def select(self, state: State, round: int, there: Ints) -> tuple[Ints, State]:

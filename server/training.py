@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedcl import registry
 from fedcl.answers import Answer, Layout, borrowed
 from fedcl.config import ServerConfig
 from fedcl.errors import FederationError
@@ -99,7 +100,8 @@ def reply_problem(
     server: ServerConfig, layout: Layout, dtype: torch.dtype, known: Known, reply: TrainReply
 ) -> str | None:
     """Return why a reply cannot be added up, None if it can."""
-    wrong = counts_problem(reply.clients, reply.table, ("n", "steps", "evicted"))
+    counted = ("n", "steps", "evicted", *(("capped",) if "capped" in reply.table else ()))
+    wrong = counts_problem(reply.clients, reply.table, counted)
     wrong = wrong or notes_problem(reply.notes)
     wrong = wrong or known.problem(reply.clients, reply.table)
     wrong = wrong or sum_problem(layout, reply.total, str(dtype).removeprefix("torch."))
@@ -141,14 +143,26 @@ def _write(
     }
     for error in done.errors:
         federation.client_error(round, error)
+    capped = int(columns.get("capped", np.zeros(1, np.int64)).sum())
+    if capped:
+        _note(federation, round, [_steep(federation)])
     federation.journal.write({
         "event": "round", "round": round, "seconds": round_to(seconds), "clients": done.clients, "tasks": done.tasks,
         "updates": len(done.clients), "steps": int(columns.get("steps", n).sum()), "loss": loss,
         "bytes_up": len(done.clients) * len(done.total) * width,
         "bytes_down": asked * down,
         "failed": len(done.errors), "evicted": int(columns.get("evicted", n).sum()),
-        "stragglers": stragglers(done.cohorts),
+        "stragglers": stragglers(done.cohorts), **({"capped": capped} if capped else {}),
     })  # fmt: skip
+
+
+def _steep(federation: Federation) -> str:
+    client = federation.scenario.client
+    return (
+        f"client.method = {registry.name_of('client_methods', client.method)!r}: some of its penalties are so steep "
+        f"that steps with client.optimizer.lr = {client.optimizer.lr:g} must diverge; they are held to 1 / lr there "
+        "(of how many parameters, events round say: capped); a smaller lr or weight of the penalty leaves them be"
+    )
 
 
 def stragglers(cohorts: Sequence[tuple[int, int, float]]) -> list[dict[str, Any]]:

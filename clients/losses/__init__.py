@@ -157,3 +157,8 @@ class Regulariser(Keeper):
     draws: tuple[Draw, ...] = ()
     teacher: ClassVar[str | None] = None  # one of `keeps` or `reads`: parameters of a model whose logits it wants
     path: ClassVar[bool] = False  # whether it needs `Left.path` and `Left.moved`
+
+    @property
+    def curvature(self) -> dict[str, float]:
+        """What of `keeps` or `reads`, times which number, is the second derivative of the term by each parameter."""
+        return {}

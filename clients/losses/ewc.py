@@ -4,8 +4,9 @@
 
 F_t is the mean over the task's data of the squared gradient of each sample's log-likelihood (`clients.answers.fisher`).
 EWC: w is the client's model as its last visit to the task left it, F_t that of its own data. FedEWC: w is the global
-model at the task's end, F_t that of all clients' data together; nothing is kept on the client. Steps of plain SGD
-diverge where lr * lam * F_i is above 2.
+model at the task's end, F_t that of all clients' data together; nothing is kept on the client. Departure: where
+lr * lam * F_i is above 2, so that plain SGD must diverge (2 (1 + momentum) with momentum), a visit takes 1 / (lr * lam)
+for F_i, from which one step of the penalty leads to w*_i (`clients.anchors.bounded`). What is kept of F is not changed.
 """
 
 from collections.abc import Mapping
@@ -35,6 +36,11 @@ class EWC(Regulariser):
     gamma: float = 1.0
     keeps = (Kept(name=THETA), Kept(name=FISHER))
 
+    @property
+    def curvature(self) -> dict[str, float]:
+        """Lam * F."""
+        return {FISHER: self.lam}
+
     def __call__(self, model: Forward, batch: Batch, anchors: Anchors) -> Tensor:
         """Return lam / 2 times the penalty; 0 at the first task."""
         return self.lam / 2 * penalty(model.parameters, anchors.own)
@@ -51,6 +57,11 @@ class FedEWC(Regulariser):
 
     lam: float = 10.0
     reads = (THETA, FISHER)
+
+    @property
+    def curvature(self) -> dict[str, float]:
+        """Lam * F."""
+        return {FISHER: self.lam}
 
     def __call__(self, model: Forward, batch: Batch, anchors: Anchors) -> Tensor:
         """Return lam / 2 times the penalty; 0 until a task has ended."""

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,6 +96,8 @@ class Dataset:
 @dataclass(frozen=True, kw_only=True)
 class DatasetSettings(Settings, ABC):
     """Settings of a data set that can be loaded."""
+
+    elsewhere: ClassVar[bool] = False  # whether the items lie with their owners (`Dataset.elsewhere`)
 
     @abstractmethod
     def load(self, root: str | None) -> Dataset:

@@ -26,6 +26,8 @@ class ServerMethod(Settings):
     participants: ClassVar[Literal["round", "all"]] = "round"
     when: ClassVar[Literal["client", "task"]] = "client"
     offers: ClassVar[tuple[str, ...]] = ()  # what `shared` sends for a client method (`reads`)
+    # What no client may have of its own (model.personal): the "body" whose features are added up, or the whole "model".
+    shares: ClassVar[Literal["", "body", "model"]] = ""
 
     @property
     def task_answers(self) -> tuple[str, ...]:

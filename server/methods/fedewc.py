@@ -27,7 +27,7 @@ class FedEWC(FedAvg):
     participants: ClassVar[Literal["round", "all"]] = "all"
     when: ClassVar[Literal["client", "task"]] = "task"
     offers: ClassVar[tuple[str, ...]] = ("ewc.theta", "ewc.fisher")
-    shares: ClassVar[str] = "model"
+    shares: ClassVar[Literal["", "body", "model"]] = "model"
 
     gamma: float = setting(1.0, "what is left of the Fisher information when a task ends", low=0, high=1)
 

@@ -7,7 +7,7 @@ weights of every round: the nodes need not remember it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 
@@ -21,7 +21,7 @@ class FedLwF(FedAvg):
     """FedAvg that sends the global model from the start of the newest task as a teacher."""
 
     offers: ClassVar[tuple[str, ...]] = ("lwf.teacher", "lwf.known")
-    shares: ClassVar[str] = "model"
+    shares: ClassVar[Literal["", "body", "model"]] = "model"
 
     def begin(self, weights: Tensors) -> Tensors:
         """Return no teacher, and no task."""

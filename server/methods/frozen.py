@@ -31,7 +31,7 @@ class Frozen(FedAvg):
 
     statistic: ClassVar[str]
     participants: ClassVar[Literal["round", "all"]] = "all"
-    shares: ClassVar[str] = "body"  # what no client may have of its own (model.personal)
+    shares: ClassVar[Literal["", "body", "model"]] = "body"
 
     base_rounds: int | None = setting(
         0, "rounds of averaging before the embedding is frozen; null: it never is, all sums are sent anew", low=0
