@@ -16,21 +16,43 @@ from clients.answers.case import CHUNK, load_weights
 from clients.losses import Left, Visited
 from clients.losses.lwf import CLASSES, KNOWN
 from clients.memories import Ints, Records
+from clients.records import fresh
 from clients.site import Site
 from clients.trainer import Result
 from clients.visits import Local
 from fedcl.answers import Tensors, under
-from fedcl.orders import TrainOrder
+from fedcl.orders import ScoreOrder, TrainOrder
 from fedcl.streams.stream import ALL_TASKS
 from fedcl.subspace import in_use
+
+
+def forget(site: Site, order: TrainOrder | ScoreOrder, old: Records) -> None:
+    """Make clients that come to another position of their stream as good as new, where every task starts afresh.
+
+    Which items have been shown is kept where they come from folders: that is their place in time, not a memory.
+    """
+    if not site.afresh or (order.tasks == ALL_TASKS).any():
+        return
+    new, kept = fresh(site.record)[0], ("cursor", "shown") if site.stream.dataset.elsewhere else ()
+    now = _positions(site, order)
+    others = (old["visits"] > 0) & (old["position"] != now)
+    for name in site.record.names or ():
+        if name not in kept:
+            old[name][others] = new[name]
+    old["position"] = now
+
+
+def _positions(site: Site, order: TrainOrder | ScoreOrder) -> Ints:
+    """Return the position (k,) of each client in its own stream."""
+    found: Ints = (site.stream.timeline.begin[order.clients, 1:] <= order.clocks[:, None]).sum(axis=1)
+    return found
 
 
 def leave(site: Site, order: TrainOrder, old: Records) -> None:
     """Let clients that come to another position of their stream take leave of the task before."""
     if not site.leavers or (order.tasks == ALL_TASKS).any():
         return
-    timeline = site.stream.timeline
-    now = (timeline.begin[order.clients, 1:] <= order.clocks[:, None]).sum(axis=1)
+    timeline, now = site.stream.timeline, _positions(site, order)
     for row in np.flatnonzero((old["visits"] > 0) & (old["position"] != now)).tolist():
         tasks = order.tasks.copy()
         tasks[row] = timeline.order[order.clients[row], old["position"][row]]

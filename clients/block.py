@@ -36,6 +36,7 @@ class Laid:
 def lay(site: Site, order: TrainOrder, old: Records) -> Laid:
     """Lay a visit out; bring the memories and cursors in `old` up to date, but for the logits."""
     seed, labels = site.scenario.seed, site.stream.dataset.y
+    anchors.forget(site, order, old)
     anchors.leave(site, order, old)
     local = visits.local_data(site.stream, order)
     walked = _walk(site, order, old, local)

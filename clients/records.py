@@ -13,7 +13,7 @@ from fedcl.answers import Layout
 def record_dtype(
     *, tasks: int, classes: int, memory: Memory | None, logits: bool, optimizer: Optimizer, parameters: Layout,
     personal: int, real: str, local: bool = False, shown: int = 0, kept: Sequence[tuple[str, int]] = (),
-    path: bool = False, of_visits: Sequence[tuple[str, int]] = (),
+    path: bool = False, position: bool = False, of_visits: Sequence[tuple[str, int]] = (),
     samples: tuple[np.dtype[Any], tuple[int, ...]] | None = None,
 ) -> np.dtype[np.void]:  # fmt: skip
     """Return the fields of a client's record.
@@ -27,6 +27,7 @@ def record_dtype(
         shown: number of items for which it is kept whether a visit has shown them.
         kept: names and lengths of what is kept of the tasks that the client has left (`clients.losses.Kept`).
         path: whether a regulariser needs the path of the task that it has not left yet.
+        position: whether it is kept at which position of its stream the client was.
         of_visits: names and lengths of what is kept of every visit, whatever its task.
         samples: dtype and shape of an input, where the memory keeps the inputs themselves.
     """
@@ -44,7 +45,7 @@ def record_dtype(
         fields += [("personal", real, (personal,))]
     fields += [("local", real, (parameters.size,))] if local else []
     fields += [("shown", "?", (shown,))] if shown else []
-    fields += [("position", "<i8", ())] if kept else []
+    fields += [("position", "<i8", ())] if kept or position else []
     fields += [(name, real, (length,)) for name, length in kept]
     fields += [(name, real, (parameters.size,)) for name in ("path", "moved")] if path else []
     fields += [(name, real, (length,)) for name, length in of_visits]

@@ -8,7 +8,7 @@ import traceback
 
 import numpy as np
 
-from clients import records
+from clients import anchors, records
 from clients.curricula.scores import cross_entropies
 from clients.evaluation import weights_of
 from clients.memories import Records
@@ -22,6 +22,8 @@ def score(site: Site, order: ScoreOrder, store: Store) -> ScoreReply:
     old = (
         store.load(order.clients, order.packs, order.rows, records.fresh(site.record)) if site.personal.any() else None
     )
+    if old is not None:
+        anchors.forget(site, order, old)
     starts, stops = site.stream.spans(order.clients, order.tasks, order.clocks)
     answered, losses, counts, errors = [], [], [], []
     for row, client in enumerate(order.clients.tolist()):

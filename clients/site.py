@@ -173,6 +173,11 @@ class Site:
         return any(isinstance(each, Dropout) for each in self.trainer.module.modules())
 
     @property
+    def afresh(self) -> bool:
+        """Whether a client forgets everything when it comes to another task."""
+        return bool(self.scenario.server.method.afresh)
+
+    @property
     def path(self) -> bool:
         """Whether one of them needs the path of local training."""
         return any(each.path for each in self.regularisers)
@@ -229,6 +234,7 @@ class Site:
             kept=[(one.name, self.kept[one.name].size) for each in self.leavers for one in each.keeps],
             of_visits=[(one.name, self.kept[one.name].size) for each in self.visitors for one in each.keeps],
             path=self.path,
+            position=self.afresh,
             samples=(self.stream.dataset.x.dtype, self.stream.dataset.x.shape[1:]) if self._keeps_samples else None,
         )
 

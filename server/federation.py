@@ -373,6 +373,9 @@ class Federation:
         server = self.scenario.server
         method, weights = server.method.begin_task(state.method, state.weights, new)
         weights = new_weights(server, weights, state.weights, "begin_task")
+        if server.method.afresh:
+            selection = server.selection.begin(self.scenario.stream.clients)
+            state = replace(state, optimizer=server.optimizer.begin(weights), selection=selection)
         return replace(state, method=method, weights=weights, begun=begun)
 
     def select(self, state: State, round: int, there: Ints) -> tuple[Ints, State]:

@@ -28,6 +28,7 @@ class ServerMethod(Settings):
     offers: ClassVar[tuple[str, ...]] = ()  # what `shared` sends for a client method (`reads`)
     # What no client may have of its own (model.personal): the "body" whose features are added up, or the whole "model".
     shares: ClassVar[Literal["", "body", "model"]] = ""
+    afresh: ClassVar[bool] = False  # a task that begins finds optimiser, selection and clients as a run's first does
 
     @property
     def task_answers(self) -> tuple[str, ...]:
