@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import importlib
 import io
 import subprocess
 import sys
@@ -60,37 +61,64 @@ def test_a_node_refuses_any_other_bundle(content: bytes, why: str) -> None:
         gate.checked(content, skip_prompt=True)
 
 
-def test_every_task_command_of_flowers_leads_to_the_gate_and_only_the_clientapp_passes(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("side", "runs", "why"),
+    [
+        (gate.NODE, {gate.CLIENT_COMMAND, gate.EXECUTOR}, "the server asks this node to run"),
+        (gate.SERVER, {gate.SERVER_COMMAND, gate.EXECUTOR, gate.COMMAND_LINE}, "somebody asks this server to run"),
+    ],
+)
+def test_every_command_that_flower_starts_leads_to_the_gate_and_only_fedcls_app_passes(
+    side: str, runs: set[str], why: str, tmp_path: Path
+) -> None:
     """If Flower gets a task command that is not among those written, this fails."""
     from flwr.supercore.constant import TASK_TYPE_TO_COMMAND, TaskType
 
-    gate.write_commands(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {TASK_TYPE_TO_COMMAND[each] for each in TaskType}
+    gate.write_commands(tmp_path, side, tmp_path / "flwr's")
+    assert {path.name for path in tmp_path.iterdir()} == {TASK_TYPE_TO_COMMAND[each] for each in TaskType} | runs
     for path in sorted(tmp_path.iterdir()):
         assert path.stat().st_mode & 0o777 == 0o700
-        if path.name == gate.CLIENT_COMMAND:
+        if path.name in runs:
             continue
         done = subprocess.run([path], capture_output=True, text=True, cwd=tmp_path, env=environment(tmp_path))
         assert done.returncode == 1
-        assert f"refused: the server asks this node to run '{path.name}'" in done.stdout
-    done = subprocess.run([tmp_path / gate.CLIENT_COMMAND, "--help"], capture_output=True, text=True, cwd=tmp_path)
+        assert f"refused: {why} '{path.name}'" in done.stdout
+    app = gate.CLIENT_COMMAND if side == gate.NODE else gate.SERVER_COMMAND
+    done = subprocess.run([tmp_path / app, "--help"], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0
     assert "--runtime-api-address" in done.stdout  # Flower's own, behind the gate
 
 
-def test_the_gate_stands_where_flower_installs_and_loads(monkeypatch: pytest.MonkeyPatch) -> None:
-    import flwr.supernode.runtime.run_clientapp as runtime
+def test_the_gate_stands_where_flower_installs_and_loads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from flwr.supercore.runtime import RuntimeHttpClient
 
-    for name in ("install_from_fab", "get_load_client_app_fn"):
+    node = importlib.import_module("flwr.supernode.runtime.run_clientapp")
+    server = importlib.import_module("flwr.superlink.runtime.run_serverapp")
+    monkeypatch.setattr(RuntimeHttpClient, "__init__", RuntimeHttpClient.__init__)
+    for runtime, name in (
+        (node, "install_from_fab"), (node, "get_load_client_app_fn"), (server, "install_from_fab"), (server, "run_")
+    ):  # fmt: skip
         monkeypatch.setattr(runtime, name, getattr(runtime, name))
-    gate.guard()
+    monkeypatch.setattr(server, "install_from_fab", lambda content, **_: content)
+    monkeypatch.setattr(server, "run_", lambda **given: given)
+    gate.guard_clientapp(tmp_path)
+    gate.guard_serverapp(tmp_path)
     from clients.app import app
+    from server.app import app as server_app
 
-    assert runtime.install_from_fab is gate.checked
-    assert runtime.get_load_client_app_fn(default_app_ref="", app_path=None, multi_app=True)("a", "1", "f") is app
-    monkeypatch.delattr(runtime, "install_from_fab")
-    with pytest.raises(gate.Refused, match="install_from_fab is not where it was"):
-        gate.guard()
+    assert node.install_from_fab is gate.checked
+    assert node.get_load_client_app_fn(default_app_ref="", app_path=None, multi_app=True)("a", "1", "f") is app
+    own = zipped(**{"pyproject.toml": bundle.TEXT})
+    assert server.install_from_fab(own, skip_prompt=True) == own
+    with pytest.raises(gate.Refused, match=r"somebody submitted an app .* that is not fedcl"):
+        server.install_from_fab(zipped(**{"pyproject.toml": bundle.TEXT, "server__app.py": ""}), skip_prompt=True)
+    ran = server.run_(grid="g", context="c", server_app_dir="elsewhere", server_app_attr="evil.app:app")
+    assert ran == {"grid": "g", "context": "c", "server_app_dir": "", "loaded_server_app": server_app}
+    monkeypatch.delattr(node, "install_from_fab")
+    with pytest.raises(FederationError, match="install_from_fab is not where it was"):
+        gate.guard_clientapp(tmp_path)
+    with pytest.raises(FederationError, match="install_from_fab is not where it was"):
+        gate.guard_node(tmp_path)
 
 
 def test_a_folder_has_one_holder_and_the_lock_goes_with_it(tmp_path: Path) -> None:

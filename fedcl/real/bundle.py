@@ -43,10 +43,14 @@ def write(folder: Path) -> Path:
     return app
 
 
-def problem(bundle: bytes) -> str | None:
-    """Return why a bundle is not the one of the fedcl that is installed here, in a sentence; None: it is."""
+def problem(bundle: bytes, who: str = "the server sends") -> str | None:
+    """Return why a bundle is not the one of the fedcl that is installed here, in a sentence; None: it is.
+
+    Args:
+        who: how the sentence begins.
+    """
     shown = hashlib.sha256(bundle).hexdigest()[:12]
-    what = f"the server sends an app (sha256 {shown}...) that is not fedcl {__version__} as it is installed here"
+    what = f"{who} an app (sha256 {shown}...) that is not fedcl {__version__} as it is installed here"
     if len(bundle) > MOST:
         return f"{what}: it has {len(bundle):,} bytes, more than {MOST:,}"
     try:

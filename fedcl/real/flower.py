@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -11,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedcl.distribution import install
-from fedcl.errors import ConfigError, FederationError
+from fedcl.errors import FederationError
+from fedcl.real import gate
+from fedcl.real.secret import forget_secret, is_secret_there
 
 CONNECTION = "fedcl"
 # Seconds between two questions of an executor whether there is work, unless the environment says otherwise.
@@ -37,18 +37,6 @@ def environment(home: Path, *first: Path) -> dict[str, str]:
     path = os.pathsep.join([*map(str, first), str(installed), os.environ.get("PATH", os.defpath)])
     # One thread a process: the bits must not depend on the machine's cores.
     return {"OMP_NUM_THREADS": "1", **POLL, **os.environ, **OFFLINE, "FLWR_HOME": str(home), "PATH": path}
-
-
-def command(name: str) -> str:
-    """Return the path of one of Flower's commands.
-
-    Raises:
-        ConfigError: this installation has none.
-    """
-    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
-    if not found:
-        raise ConfigError(f"{name} is not installed beside {sys.executable}: {install()}")
-    return found
 
 
 def free_port() -> int:
@@ -76,9 +64,14 @@ class Link:
         return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 
     @property
+    def commands(self) -> Path:
+        """Folder of Flower's commands as they run here: `flwr` for the operator, the others for the SuperLink."""
+        return self.home / "commands"
+
+    @property
     def environment(self) -> dict[str, str]:
         """Environment of the SuperLink and of the commands that talk to it."""
-        return environment(self.home)
+        return environment(self.home, self.commands)
 
     def start_command(self) -> list[str]:
         """Return what starts the SuperLink."""
@@ -88,15 +81,25 @@ class Link:
             secured = [part for name, file in files for part in (f"--ssl-{name}", str(self.tls / file))]
         own = ["--host", self.host, "--port", str(self.port), "--database", str(self.database)]
         auth = ["--enable-supernode-auth"] if self.auth else []
-        return [command("flower-superlink"), *own, *secured, *auth, "--disable-runtime-dependency-installation"]
+        start = gate.command_line(gate.SERVER, "flower-superlink")
+        return [*start, *own, *secured, *auth, "--disable-runtime-dependency-installation"]
 
     def write_connection(self) -> None:
-        """Write how Flower's command line reaches the SuperLink."""
+        """Write how Flower's command line reaches the SuperLink, and the commands themselves."""
         secured = f'root-certificates = "{self.tls / "ca.crt"}"' if self.tls else "insecure = true"
-        self.home.mkdir(parents=True, exist_ok=True)
+        self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        gate.write_commands(self.commands, gate.SERVER, self.home)
         lines = ["[superlink]", f'default = "{CONNECTION}"', "", f"[superlink.{CONNECTION}]"]
         lines += [f'address = "{self.reached}"', secured, ""]
         (self.home / "config.toml").write_text("\n".join(lines))
+
+    def forget_secret(self) -> None:
+        """Take away the secret of a SuperLink that is gone."""
+        forget_secret(self.home)
+
+    def is_up(self) -> bool:
+        """Return whether the SuperLink that was started after `forget_secret` holds its port, behind its gate."""
+        return is_secret_there(self.home)
 
     def listens(self) -> bool:
         """Return whether somebody takes connections there."""
@@ -138,8 +141,8 @@ class Link:
 
     def _asked(self, *arguments: str) -> Mapping[str, Any]:
         done = subprocess.run(
-            [command("flwr"), *arguments, "--format", "json"], env=self.environment, capture_output=True, text=True,
-            timeout=COMMAND_SECONDS, check=False, stdin=subprocess.DEVNULL,
+            [*gate.command_line(gate.SERVER, "flwr"), *arguments, "--format", "json"], env=self.environment,
+            capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False, stdin=subprocess.DEVNULL,
         )  # fmt: skip
         return read_answer(" ".join(arguments[:2]), done.stdout, done.stderr)
 
@@ -177,4 +180,4 @@ def node_command(
     proven = ["--auth-supernode-private-key", str(key)] if key else []
     told = " ".join(f'{name}="{value}"' for name, value in settings.items())
     own = ["--superlink", server, "--port", str(port), "--node-config", told]
-    return [command("flower-supernode"), *own, *secured, *proven]
+    return [*gate.command_line(gate.NODE, "flower-supernode"), *own, *secured, *proven]

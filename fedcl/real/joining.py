@@ -65,7 +65,7 @@ class Node:
         for name in ("log", "records", "flwr"):
             (self.state / name).mkdir(mode=0o700, exist_ok=True)
         commands = self.state / "commands"
-        gate.write_commands(commands)
+        gate.write_commands(commands, gate.NODE, self.state / "flwr")
         with ExitStack() as stack:
             # A socket's path has room for about a hundred bytes.
             sockets = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedcl-")))

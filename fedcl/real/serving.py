@@ -85,21 +85,30 @@ class Server:
             return str(error)
         return self._follow(stop, failed)
 
+    @property
+    def _log(self) -> Path:
+        return self.state / "log" / "superlink.log"
+
     def _bring_up(self, stop: StopRequest) -> None:
         """Start the SuperLink if it does not run, and wait until it listens."""
         if self._superlink and self._superlink.alive:
             return
         if self.link.listens():
             raise FederationError(f"somebody else listens at {self.link.reached}: stop that, or choose another --port")
-        log = self.state / "log" / "superlink.log"
+        log = self._log
+        self.link.forget_secret()
         self._superlink = Child("SuperLink", self.link.start_command(), self.link.environment, log)
         end = time.monotonic() + START
-        while not self.link.listens():
+        while not self.link.is_up():
             stop.check()
+            exposed = self.link.listens()  # then its secret is there at once, unless it is not ours, or has no gate
+            time.sleep(LOOK)
+            if exposed and not self.link.is_up():
+                self._superlink.stop()
+                raise FederationError(f"what listens at {self.link.reached} is not behind fedcl's gate (see {log})")
             if not self._superlink.alive or time.monotonic() > end:
                 self._superlink.stop()
                 raise FederationError(f"the SuperLink did not start: {_last_line(self._superlink.said())} (see {log})")
-            time.sleep(LOOK)
         how = "TLS" if self.link.tls else "plain text"
         self.say(f"SuperLink at {self.link.reached}, {how}, process {self._superlink.pid}")
 
@@ -120,7 +129,7 @@ class Server:
             if self._superlink and not self._superlink.alive:
                 return "the SuperLink died"
             if not came and time.monotonic() > end:
-                return f"the ServerApp did not start within {START:.0f} s (flwr log has its words)"
+                return f"the ServerApp did not start within {START:.0f} s (see {self._log})"
             if not came and (problem := self._why(failed, unless="")):
                 return problem
             time.sleep(LOOK)

@@ -18,9 +18,9 @@ ALL = ("server.deadline=60", "stream.tasks=4")
 
 def kill_in_training(found: Machines, chance: random.Random) -> None:
     """A ClientApp's process, while it trains."""
-    until("a ClientApp", lambda: found.processes("fedcl.real.gate"))
+    until("a ClientApp", lambda: found.processes("flwr-clientapp"))
     time.sleep(chance.uniform(0, 1))
-    until("its death", lambda: found.kill("fedcl.real.gate"))
+    until("its death", lambda: found.kill("flwr-clientapp"))
 
 
 def kill_worker(found: Machines, chance: random.Random) -> None:
