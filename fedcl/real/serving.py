@@ -24,6 +24,7 @@ from fedcl.real.processes import Child
 from fedcl.real.tail import Tail
 
 START = 120.0  # seconds that a SuperLink or a ServerApp has to come up
+EXPOSED = 20  # looks at a port that somebody listens at before there is a secret
 FAILURES = 5  # runs of Flower's in a row that end without a new round: then it is no accident
 LONGEST = 60.0  # seconds between two attempts
 
@@ -99,11 +100,12 @@ class Server:
         self.link.forget_secret()
         self._superlink = Child("SuperLink", self.link.start_command(), self.link.environment, log)
         end = time.monotonic() + START
+        exposed = 0
         while not self.link.is_up():
             stop.check()
-            exposed = self.link.listens()  # then its secret is there at once, unless it is not ours, or has no gate
+            exposed += self.link.listens()  # then its secret is there at once, unless it is not ours, or has no gate
             time.sleep(LOOK)
-            if exposed and not self.link.is_up():
+            if exposed > EXPOSED and not self.link.is_up():
                 self._superlink.stop()
                 raise FederationError(f"what listens at {self.link.reached} is not behind fedcl's gate (see {log})")
             if not self._superlink.alive or time.monotonic() > end:

@@ -41,7 +41,8 @@ from pathlib import Path
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 Path({mark!r}).touch()
-app, client = ServerApp(), ClientApp()
+app = ServerApp()
+client = ClientApp()
 @app.main()
 def main(grid, context): pass
 """
@@ -105,9 +106,11 @@ def flowers_commands_get_nothing(outsider: Outsider, run: str) -> None:
 
 def raw_http_gets_nothing(outsider: Outsider, auth: bool) -> None:
     """Every route of the installed Flower, and a few that it has not, with what an outsider can think of."""
+    from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
+
     answers: Counter[tuple[str, int]] = Counter()
     wrong = {"x-fedcl-secret": "5" * 64, "x-forwarded-for": "127.0.0.1", "authorization": f"Bearer {'5' * 64}"}
-    asked = {"content-type": "application/x-protobuf", "accept": "application/x-protobuf"}
+    asked = {"content-type": PROTOBUF_MEDIA_TYPE, "accept": PROTOBUF_MEDIA_TYPE}
     nodes = access.NODE_ROUTES if auth else access.NODE_ROUTES | access.SELF_REGISTRATION
     with outsider.http() as client:
         for method, path in [*superlink_routes(), ("GET", "/redoc"), ("GET", "/"), ("POST", "/v1/fleet/new")]:
