@@ -8,13 +8,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedcl import api, config, registry
 from fedcl.config import Scenario
+from fedcl.engine import worker
 from fedcl.errors import ConfigError, FederationError, nearest
 from fedcl.packs import read_pack
 from fedcl.result import Result
@@ -147,11 +149,45 @@ def memory_stays_within_budget(scenario: Scenario, folder: Path) -> None:
     assert evicted > 0, "the memories were never full: nothing was evicted"
 
 
+def padding_changes_nothing(scenario: Scenario, folder: Path) -> None:
+    """What the rows that pad a batch show (other inputs, labels, remembered logits) reaches no result, to the bit."""
+    found = []
+    for change in (0.0, 1.0):
+        with padded_otherwise(change):
+            found.append(hashes(api.run(changed(scenario, kind="inline"), out=folder / f"padding-{change:g}")))
+    assert found[0] == found[1], (
+        "the rows that pad a batch change the result: weigh each sample by batch.now.weight, which is 0 for them"
+    )
+
+
+@contextmanager
+def padded_otherwise(change: float) -> Iterator[None]:
+    """Have the rows that pad a batch show something else within the block, in this process; 0: what they do show."""
+    stepwise = worker.found("clients.trainer:Stepwise")  # fedcl imports no clients but by name
+    feed = stepwise.feed
+
+    def showing(*given: Any) -> list[Any]:
+        items = []
+        for each in feed(*given):  # new tensors whatever the change: some kernels round by where numbers lie
+            padded = each.weight == 0
+            x = each.x + change * padded[(..., *(None,) * (each.x.dim() - padded.dim()))] * (7 - 3 * each.x)
+            y = each.y.masked_fill(padded & (change > 0), 0)
+            items.append(each._replace(x=x, y=y, logits=each.logits + 5 * change * padded[..., None]))
+        return items
+
+    stepwise.feed = showing
+    try:
+        yield
+    finally:
+        stepwise.feed = feed
+
+
 CHECKS: dict[str, Callable[[Scenario, Path], None]] = {
     "stacked = one by one": stacked_equals_one_by_one,
     "1 worker = 2 workers": workers_make_no_difference,
     "kill and resume = straight run": killed_run_resumes,
     "memory within its budget": memory_stays_within_budget,
+    "padding changes nothing": padding_changes_nothing,
 }
 
 

@@ -28,6 +28,7 @@ PICTURES = (
     "stream.clients=5", "stream.tasks=1", "client.batch=5", "engine.cohort=5", "model.dtype=float64",
     f"stream.partition={{kind: 'tests.federations:Uneven', sizes: {SIZES}}}",
 )  # fmt: skip
+SLOW = pytest.param("resnet18", marks=pytest.mark.slow)
 NARROW = {"cnn": "width: 4", "conv4": "width: 4", "resnet18": "width: 4", "mlp": "width: 8", "linear": ""}
 
 
@@ -40,11 +41,11 @@ def shipped(model: str) -> str:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("model", registry.BUILT_IN["models"])
+@pytest.mark.parametrize("model", [*(each for each in registry.BUILT_IN["models"] if each != "resnet18"), SLOW])
 def test_every_model_is_the_same_stacked_as_one_by_one(model: str, channels: int) -> None:
-    """Clients of 1, 2, 5, 6 and 46 pictures, two rounds, stacks of 1, 2 and 5: within 1e-9, and nobody fails."""
+    """Clients of 1, 2, 5, 6 and 46 pictures, two rounds, in stacks of 1 and 5: within 1e-9, and nobody fails."""
     found = []
-    for stack in (1, 2, 5):
+    for stack in (1, 5):
         own = Clients.of(tiny(pictures(channels), shipped(model), *PICTURES, f"engine.stack={stack}"))
         found.append(own.rounds(2))
         assert not own.site.apart
@@ -57,7 +58,7 @@ def test_every_model_is_the_same_stacked_as_one_by_one(model: str, channels: int
 def test_models_can_be_vmapped_whatever_the_number_of_clients(channels: int, batch: int) -> None:
     """In colour as in grey, for one client too (Fisher information of a single sample): gradients are those alone."""
     shape = (16, 16) if channels == 1 else (16, 16, channels)
-    for name in ("cnn", "conv4", "resnet18"):
+    for name in ("cnn", "resnet18"):
         module = make(tiny(shipped(name)).model, shape, 4, 0).double()
         parameters = {each: value.detach() for each, value in module.named_parameters()}
 
@@ -90,16 +91,15 @@ def lost_and_weights(scenario: Scenario, folder: Path) -> tuple[int, int, dict[s
     return sum(each["failed"] for each in rounds), sum(each["updates"] for each in rounds), weights_of(folder)
 
 
-@pytest.mark.parametrize("model", ["cnn", "conv4", "resnet18"])
+@pytest.mark.parametrize("model", ["cnn", "conv4", SLOW])
 def test_a_colour_federation_of_unequal_clients_loses_no_update(model: str, tmp_path: Path) -> None:
     """Stacks as auto chooses them, and one by one: 20 of 20 updates each, in double precision within 1e-9."""
     found = {}
-    for stack in ("auto", "5", "1"):
+    for stack in ("auto", "1"):
         scenario = federation(model, f"engine.stack={stack}", "model.dtype=float64")
         lost, updates, found[stack] = lost_and_weights(scenario, tmp_path / stack)
         assert (lost, updates) == (0, 20)
-    for stack in ("auto", "5"):
-        assert max(float((found[stack][name] - each).abs().max()) for name, each in found["1"].items()) < 1e-9
+    assert max(float((found["auto"][name] - each).abs().max()) for name, each in found["1"].items()) < 1e-9
 
 
 @pytest.mark.slow
