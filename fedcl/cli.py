@@ -5,32 +5,40 @@ import os
 import shlex
 import shutil
 import sys
-import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 import typer
-from typer.core import TyperCommand
 
-from fedcl import __version__, cli_bench, cli_real, cli_report, cli_sweep, cli_watch, completion
+from fedcl import (
+    __version__,
+    cli_bench,
+    cli_explain,
+    cli_help,
+    cli_list,
+    cli_real,
+    cli_report,
+    cli_sweep,
+    cli_watch,
+    completion,
+)
 from fedcl.certs import SERVER_DAYS
 from fedcl.errors import ConfigError, FederationError
 from fedcl.interrupt import STOPPED
 
 if TYPE_CHECKING:
     from fedcl import config
-    from fedcl.catalogue import Entry, Option
     from fedcl.certfolder import File
     from fedcl.result import Result
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 RUNS = Path("runs")
-WIDTH = 100  # of what `list` tells
 
 app = typer.Typer(
     name="fedcl",
+    cls=cli_help.Group,
     help="Federated continual learning: many clients, each with its own stream of tasks and its own replay memory.",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -138,7 +146,7 @@ def _show(
     overrides: Overrides = None,
     plan: Annotated[bool, typer.Option("--plan", help="Draw who is at which task when.")] = False,
 ) -> int:
-    """Print a scenario with every setting resolved, or its plan."""
+    """Print a scenario with every setting resolved and what each is for, or its plan."""
     from fedcl.config import as_dict, load
 
     chosen = load(scenario, overrides or ())
@@ -148,67 +156,7 @@ def _show(
 
         typer.echo(plan_chart(chosen, shutil.get_terminal_size().columns))
     else:
-        import yaml
-
-        typer.echo(yaml.safe_dump(as_dict(chosen), sort_keys=False, allow_unicode=True).rstrip())
-    return OK
-
-
-def _describe(option: "Option") -> str:
-    default = "" if option.type == "group" else f" = {json.dumps(option.default, default=str)}"
-    return f"{option.name}{default}" + (f"  {option.help}" if option.help else "")
-
-
-def _facts(entry: "Entry") -> str:
-    """Return paper, needs and verification in a sentence; "" where there is nothing to say."""
-    kinds = ", ".join(dict.fromkeys(each.kind for each in entry.verified or ()))
-    facts = {
-        f"paper {entry.paper.replace('; ', ' and ')}": entry.paper,
-        f"needs {', '.join(entry.needs)}": entry.needs,
-        f"verified by {kinds}" if kinds else "not verified": entry.verified is not None,
-    }
-    return "; ".join(fact for fact, known in facts.items() if known)
-
-
-def _entry_lines(entry: "Entry") -> Iterable[str]:
-    """Yield the lines of an entry: name and what it is, then paper, needs and verification, then each setting."""
-    told = [entry.name + (f": {entry.about}" if entry.about else ""), _facts(entry), *map(_describe, entry.settings)]
-    lines = textwrap.TextWrapper(WIDTH, subsequent_indent=" " * 6, break_long_words=False, break_on_hyphens=False)
-    for number, text in enumerate(told):
-        lines.initial_indent = "    " if number else "  "
-        yield from lines.wrap(text)
-
-
-def _list_all() -> dict[str, list[str]]:
-    from fedcl.catalogue import TOPICS, catalogue
-
-    return {topic: [entry.name for entry in catalogue(topic)] for topic in TOPICS}
-
-
-@app.command("list")
-def _list(
-    topic: Annotated[
-        str | None, typer.Argument(help="What to list; default: all names.", autocompletion=completion.topics)
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
-) -> int:
-    """List what can be chosen: scenarios, datasets, server, clients, memories, models, metrics ...
-
-    Of each: what it is, its paper, what it needs, and what verifies it: an oracle (a closed form, a computation by hand
-    or an equivalence in a test), a figure (measured in a setting of our own), the paper (measured in its own setting).
-    --json says where each stands.
-    """
-    from dataclasses import asdict
-
-    from fedcl.catalogue import catalogue
-
-    entries = catalogue(topic) if topic else []
-    if as_json:
-        typer.echo(json.dumps([asdict(entry) for entry in entries] if topic else _list_all(), indent=2, default=str))
-    elif topic:
-        typer.echo("\n".join(line for entry in entries for line in _entry_lines(entry)))
-    else:
-        typer.echo("\n".join(f"{name}: {', '.join(found)}" for name, found in _list_all().items()))
+        typer.echo(cli_explain.commented(as_dict(chosen)))
     return OK
 
 
@@ -274,7 +222,7 @@ def _check(
     return FAILED if failed else OK
 
 
-class _SeveralNodes(TyperCommand):
+class _SeveralNodes(cli_help.Command):
     """--nodes takes several names: `--nodes a b` is read as `--nodes a --nodes b`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -324,16 +272,22 @@ def _certs(
     return OK
 
 
+app.command("list")(cli_list.listed)
+app.command("explain")(cli_explain.explain)
 app.add_typer(cli_real.server, name="server")
 app.command("client")(cli_real.client)
 app.command("bench")(cli_bench.bench)
 app.command("sweep")(cli_sweep.sweep)
 app.command("watch")(cli_watch.watch)
 app.command("report")(cli_report.report)
+app.command("help")(cli_help.help_on)
+for _each in (app, cli_real.server, cli_real.nodes):
+    cli_help.dressed(_each)
 
 
 def _complain(message: object) -> None:
-    print(f"fedcl: {message}", file=sys.stderr)
+    for line in str(message).splitlines():  # several mistakes in a scenario are a line each
+        print(f"fedcl: {line}", file=sys.stderr)
 
 
 def _usage(error: click.ClickException) -> str:

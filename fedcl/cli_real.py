@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 import typer
-from typer.core import TyperGroup
 
-from fedcl import completion, files
+from fedcl import cli_help, completion, files
 from fedcl.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
@@ -19,7 +18,7 @@ OK = 0
 PORT = 8000
 
 
-class _Server(TyperGroup):
+class _Server(cli_help.Group):
     """`fedcl server nodes ...` is about nodes; whatever else follows `fedcl server` starts one."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -32,7 +31,10 @@ server = typer.Typer(
     help="Serve a federation to real machines (fedcl server nodes: who may take part).",
 )
 nodes = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Who may take part, where nodes prove who they are (--auth)."
+    cls=cli_help.Group,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Who may take part, where nodes prove who they are (--auth).",
 )
 server.add_typer(nodes, name="nodes")
 

@@ -43,6 +43,14 @@ def topics(incomplete: str) -> list[str]:
     return _begun(TOPICS, incomplete)
 
 
+def keys(incomplete: str) -> list[str]:
+    """Return the settings and blocks that begin so."""
+    from fedcl.config import Scenario
+
+    found = [key for key, _ in _settings(Scenario)]
+    return _begun(dict.fromkeys([*(key.partition(".")[0] for key in found), *found]), incomplete)
+
+
 def overrides(context: typer.Context, incomplete: str) -> list[str]:
     """Return the settings that begin so; of a single one what it can be, or its default.
 

@@ -14,14 +14,14 @@ ORACLES, BEST = (f"{name}{ENDING}" for name in GROUPS)
 
 
 @cache
-def _shipped(name: str) -> Plain:
+def shipped(name: str) -> Plain:
     """Return a shipped file of groups. Nothing of it is ever changed."""
     return parse(resources.files("scenarios").joinpath(name).read_text(encoding="utf-8"), name)
 
 
 def groups(scenario: str, own: Plain) -> Plain:
     """Return the groups of a scenario by name: its own, its best settings, and the oracles that all have."""
-    return {**_shipped(ORACLES), **_shipped(BEST).get(scenario, {}), **own}
+    return {**shipped(ORACLES), **shipped(BEST).get(scenario, {}), **own}
 
 
 def _of_file(scenario: str, path: str) -> Plain:

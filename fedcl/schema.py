@@ -29,6 +29,13 @@ ALIASES = {
     "net": "model",
     "architecture": "model",
 }
+# Settings whose other values cannot be guessed from type and range, by their own name.
+SAMPLES: dict[str, Any] = {
+    "name": "mine", "root": "/data", "folder": "my-data", "label": "species", "path": "/data/scans",
+    "classes": ["cat", "dog"], "shape": [28, 28, 1], "columns": ["age", "weight"], "personal": ["head"],
+    "weights": "runs/mine/model.safetensors", "dropout": [0.2], "epsilons": {"head.weight": 0.9}, "address": "auto",
+    "track": ["tensorboard"],
+}  # fmt: skip
 WORDS = {int: "whole number", float: "number", str: "text", bool: "true or false", NoneType: "null"}
 BOUNDS = (("low", "at least"), ("above", "above"), ("high", "at most"), ("below", "below"))
 
@@ -62,6 +69,8 @@ class Key:
 
     def _range(self) -> list[str]:
         bounds = self.field.metadata
+        if "low" in bounds and "high" in bounds:
+            return [f"{number(bounds['low'])} to {number(bounds['high'])}"]
         return [f"{word} {number(bounds[name])}" for name, word in BOUNDS if name in bounds]
 
     @property
@@ -83,15 +92,13 @@ class Key:
         return f"{self.key}={as_text(self._another())}"
 
     def _another(self) -> Any:
-        if "example" in self.field.metadata:
-            return self.field.metadata["example"]
         now = self.default
         if others := [each for each in self.choices if each != now]:
             return others[0]
         if isinstance(now, bool):
             return not now
         number = _number(now, self.field)
-        return now if number is None else number
+        return SAMPLES.get(self.field.name, now) if number is None else number
 
 
 def default(each: Field[Any]) -> Any:
