@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fedcl.errors import ConfigError, shown
+from fedcl.yamltext import Written, unwritten
 
 
 @cache
@@ -34,6 +35,19 @@ def _fits(value: Any, declared: Any) -> bool:
     return type(value) in (bool, int, float, NoneType) and type(value) in kinds
 
 
+def _meant(value: Any, declared: Any) -> Any:
+    """Return a value with its numbers as the field takes them: as they were written where it takes text only."""
+    if isinstance(value, list) and get_origin(declared) is list:
+        return [_meant(each, *get_args(declared)) for each in value]
+    kinds = _kinds(declared)
+    if str in kinds and not {int, float, bool} & set(kinds):
+        if isinstance(value, Written):
+            return value.text
+        if isinstance(value, bool):
+            raise ValueError("is no text; put it into quotes if it is meant as such")
+    return unwritten(value)
+
+
 def leaf(cls: type, name: str, value: Any, path: str) -> Any:
     """Check and convert the value of a field with OmegaConf's typed nodes.
 
@@ -48,6 +62,7 @@ def leaf(cls: type, name: str, value: Any, path: str) -> Any:
         quoted = shown(value)
         raise ConfigError(f"{path} = {quoted}: must be a list: {path}=[{quoted[1:-1]}]")
     try:
+        value = _meant(value, declared)
         if type(value) is int and float in get_args(declared):
             value = float(value)  # OmegaConf converts for a plain float, not inside a union
         if _fits(value, declared):

@@ -9,11 +9,11 @@ from os import PathLike, fspath
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fedcl.errors import ConfigError, shown
-from fedcl.plain import Plain
+from fedcl.plain import Plain, filled_in
+from fedcl.yamltext import read_yaml, write_yaml
 
 
 def typed(text: str) -> Plain:
@@ -24,12 +24,13 @@ def typed(text: str) -> Plain:
     """
     name, equals, value = text.partition("=")
     if not equals or not all(name.split(".")):
-        raise ConfigError(f"override {text!r}: must read dotted.key=value")
+        raise ConfigError(f"override {shown(text)}: must read dotted.key=value")
     try:
-        result: Any = OmegaConf.to_container(OmegaConf.create({"v": OmegaConf.create(f"v: {value or 'null'}").v}))
-        result = result["v"]
-    except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError) as error:
-        raise ConfigError(f"override {text!r}: the value is not YAML ({' '.join(str(error).split())[:120]})") from error
+        result = filled_in(read_yaml(f"v: {value or 'null'}"), value)["v"]
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ConfigError(
+            f"override {shown(text)}: the value is not YAML ({' '.join(str(error).split())[:160]})"
+        ) from error
     return _nested(name, result)
 
 
@@ -86,7 +87,7 @@ def plain(value: Any) -> Any:
 
 def as_text(value: Any) -> str:
     """Return a plain value as YAML in a line, as it stands behind `dotted.key=`."""
-    return yaml.safe_dump(value, default_flow_style=True, width=10**9, sort_keys=False).removesuffix("\n...\n").strip()
+    return write_yaml(value, default_flow_style=True, width=10**9).removesuffix("\n...\n").strip()
 
 
 def as_texts(block: Mapping[str, Any]) -> list[str]:

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fedcl.errors import ConfigError, shown
+from fedcl.yamltext import read_yaml, unwritten
 
 Plain = dict[str, Any]
 
@@ -23,11 +24,17 @@ def mapping(value: Any, path: str) -> Plain:
 def parse(text: str, source: str) -> Plain:
     """Read YAML text as plain values; a ConfigError that names `source` if it is no block of named settings."""
     try:
-        return mapping(OmegaConf.to_container(OmegaConf.create(text), resolve=True), source)
-    except AssertionError as error:  # OmegaConf's answer to a lone number
-        raise ConfigError(f"{source} is not a readable YAML scenario: it must be a block of named settings") from error
+        found = read_yaml(text)
+        return mapping({} if found is None else filled_in(found, text), source)
     except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise ConfigError(f"{source} is not a readable YAML scenario: {' '.join(str(error).split())[:200]}") from error
+
+
+def filled_in(value: Any, text: str) -> Any:
+    """Return the value of a text with what it names otherwise (`${seed}`, `${oc.env:HOME}`) in its place."""
+    if "${" not in text:
+        return value
+    return OmegaConf.to_container(OmegaConf.create(unwritten(value)), resolve=True)
 
 
 def leaves(plain: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

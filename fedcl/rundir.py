@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from fedcl import config, registry, track
 from fedcl.answers import Tensors
@@ -24,6 +23,7 @@ from fedcl.journal import ERRORS, FAILED, RESULTS, read_events, replace_file, wr
 from fedcl.lock import Lock
 from fedcl.results import summarise
 from fedcl.streams import Dataset, Stream
+from fedcl.yamltext import write_yaml
 
 # Who is told of every event while a run goes on in this process (the console).
 LISTENERS: ContextVar[tuple[Callable[[dict[str, Any]], None], ...]] = ContextVar("listeners", default=())
@@ -49,7 +49,7 @@ def create(scenario: Scenario, folder: Path | None) -> Path:
         raise ConfigError(f"{str(folder)!r} holds a run already: fedcl run --resume {folder}, or another --out")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        text = yaml.safe_dump(config.as_dict(scenario), sort_keys=False, allow_unicode=True)
+        text = write_yaml(config.as_dict(scenario), allow_unicode=True)
         replace_file(folder / "config.yaml", [text.encode()], sync=True)
     except OSError as error:
         raise ConfigError(f"--out {str(folder)!r}: cannot be written ({error})") from error

@@ -16,6 +16,7 @@ from fedcl.log import Log, collect
 from fedcl.report import text
 from fedcl.report.svg import Points
 from fedcl.results import FIGURES, SCHEMA, client_figures, summarise
+from fedcl.yamltext import read_yaml
 
 # What each figure is called, what it says, and whether it is a difference of accuracies.
 MEANING: dict[str, tuple[str, str, bool]] = {
@@ -102,7 +103,7 @@ class Run:
     def settings(self) -> dict[str, Any]:
         """The resolved configuration; {} where there is none that can be read."""
         try:
-            plain = yaml.safe_load(self.config)
+            plain = read_yaml(self.config)
         except yaml.YAMLError:
             return {}
         return plain if isinstance(plain, dict) else {}

@@ -23,6 +23,7 @@ from fedcl.errors import ConfigError
 from fedcl.streams.dataset import Ints
 from fedcl.streams.folder import MANIFEST, TASK, TEST, Found, apart, group
 from fedcl.streams.walk import Fault, fault, printable
+from fedcl.yamltext import read_yaml
 
 MOST_MANIFEST = 1 << 20  # bytes
 EVERYTHING = "all"  # the one task where nothing says otherwise
@@ -123,7 +124,7 @@ def read_manifest(path: Path) -> dict[str, list[str]]:
     try:
         if path.is_symlink():
             raise files.Unfit("is a link; must be a plain file")
-        plain = yaml.safe_load(files.content(path, MOST_MANIFEST).decode("utf-8"))
+        plain = read_yaml(files.content(path, MOST_MANIFEST).decode("utf-8"))
     except files.Unfit as error:
         raise ConfigError(f"{MANIFEST}: {error}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:

@@ -3,8 +3,6 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import yaml
-
 from fedcl import config, groups
 from fedcl.journal import replace_file
 from fedcl.overrides import typed
@@ -13,6 +11,7 @@ from fedcl.sweeps.advice import Told
 from fedcl.sweeps.axes import AXIS, Labels
 from fedcl.sweeps.space import Search, Study
 from fedcl.sweeps.spec import Sweep
+from fedcl.yamltext import write_yaml
 
 BEST = "best.yaml"
 PARTS = ("model",)  # blocks that are chosen by name, and so belong together
@@ -65,7 +64,7 @@ def as_text(sweep: Sweep, search: Search, found: Sequence[tuple[Study, Told | No
         mine = by_scenario.setdefault(str(config.read(study.labels[AXIS]).get("name", study.labels[AXIS])), [])
         if best is not None:
             settings = blocks(study.labels[AXIS], study.fixed, [*study.chosen, *study.settings(best.values)])
-            text = yaml.safe_dump(settings, default_flow_style=None, sort_keys=False, width=110)
+            text = write_yaml(settings, default_flow_style=None, width=110)
             mine.append(f"  {group_name(study.labels)}:  # {search.metric} {best.value:.3f}, trial {best.number}")
             mine += [f"    {line}" for line in text.splitlines()]
     for scenario, block in by_scenario.items():
