@@ -12,6 +12,7 @@ from clients import admission, anchors, visits
 from clients.admission import Admitted
 from clients.answers import STATISTICS, Trained, answer_rows, task_answer
 from clients.curricula import Visit, scores
+from clients.holdings import leaving
 from clients.memories import Ints, Memory, Records, rehearsal
 from clients.site import Site
 from clients.trainer import Block, Capture, Result, Stepwise
@@ -177,7 +178,9 @@ def _task_answers(site: Site, order: TrainOrder, rows: slice, after: Tensor) -> 
     answers = torch.zeros(len(after), site.layout(names).size, dtype=site.dtype, device=site.device)
     for row in np.flatnonzero(order.leaving[rows]).tolist():
         case = site.case(order, rows.start + row, after[row])
-        answers[row] = task_answer(names, case)
+        case, _ = leaving(site, case, int(order.tasks[rows.start + row]), names)
+        if len(case.items):
+            answers[row] = task_answer(names, case)
     return [answers]
 
 

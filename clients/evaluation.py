@@ -1,16 +1,20 @@
 """Accuracy on each client's own test items, with the weights that the client would use."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from clients import records
 from clients.answers.case import load_weights
+from clients.holdings import named
 from clients.memories import Ints, Records
 from clients.site import Site
 from clients.work import Store
+from fedcl import withholding
 from fedcl.classifiers import predictor
-from fedcl.orders import EvaluateOrder, EvaluateReply, Order
+from fedcl.orders import EvaluateOrder, EvaluateReply, Order, Withheld
 from fedcl.source import measure, sample
 
 
@@ -22,9 +26,18 @@ def evaluate(site: Site, order: EvaluateOrder, store: Store) -> EvaluateReply:
         correct, items = (np.concatenate(each) for each in zip(*counts, strict=True))
     else:
         correct, items = _evaluate(site, order, order.clients, None)
+    items, withheld = without_few(site, order.clients.tolist(), items)
     return EvaluateReply(
-        round=order.round, cohort=order.cohort, clients=order.clients, table={}, correct=correct, items=items
-    )
+        round=order.round, cohort=order.cohort, clients=order.clients, table={}, withheld=withheld, items=items,
+        correct=np.where(items > 0, correct, 0),
+    )  # fmt: skip
+
+
+def without_few(site: Site, clients: Sequence[int], items: Ints) -> tuple[Ints, list[Withheld]]:
+    """Return the test items of clients (k, tasks) without those of tasks that have too few, and what is withheld."""
+    rows = [withholding.of_tests(row, site.least) for row in items]
+    figures = {client: each for client, (_, each) in zip(clients, rows, strict=True)}
+    return np.array([row for row, _ in rows], np.int64).reshape(items.shape), named(site, figures)
 
 
 def _evaluate(site: Site, order: EvaluateOrder, clients: Ints, own: Records | None) -> tuple[Ints, Ints]:

@@ -28,7 +28,6 @@ from fedcl.config import config_hash
 from fedcl.errors import ConfigError, FederationError
 from fedcl.fingerprint import fingerprint
 from fedcl.orders import (
-    ClientError,
     ConsolidateOrder,
     EvaluateOrder,
     Ints,
@@ -38,6 +37,7 @@ from fedcl.orders import (
     StockOrder,
     TraceOrder,
     TrainOrder,
+    Withheld,
     empty,
 )
 from fedcl.state import PackStore
@@ -235,7 +235,7 @@ def _by_itself(
     if order.fingerprint != fingerprint(text):
         what = f"fingerprint = {order.fingerprint[:12]!r} is not this node's {fingerprint(text)[:12]!r}"
         raise wire.BadMessage(f"{what}: the server has another fedcl, or other packages, installed")
-    here, left_out = site.site(text, kept.secret()), list[ClientError]()
+    here, left_out = site.site(text, kept.secret(), policy.min_count), list[Withheld]()
     mine, clients = names.own(settings, kept), here.scenario.stream.clients
     hosted = np.arange(clients) if mine else _numbered(settings, clients)  # a name has any number: names.problem
     wrong = incoming.problem(here, order, hosted)
@@ -255,11 +255,12 @@ def _by_itself(
 
     scenario = config_hash(here.scenario)
     reply = versions.carry_out(order, kept, scenario, done)
+    reply = replace(reply, withheld=[*left_out, *reply.withheld])
     if policy.audit:
         said = {"federation": order.federation, "config_hash": scenario, "round": order.round}
-        lines = [{"clients": [each.client], "refused": each.error} for each in left_out]
+        lines = [{"clients": [each.client], "withheld": each.figures} for each in reply.withheld]
         audit.write(policy.audit, [{**said, **line} for line in [*lines, *audit.of_reply(here, order, reply)]])
-    return replace(reply, errors=[*left_out, *reply.errors])
+    return reply
 
 
 def _visit(

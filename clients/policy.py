@@ -1,7 +1,7 @@
 """What a node lets out, and whose code it lets in: its operator's rules, which no order of a server can change.
 
     FEDCL_ALLOW       statistics that may leave, separated by commas; unset: all, empty: none
-    FEDCL_MIN_COUNT   samples that a figure must rest on: a sum of one client, a class's count, a task's accuracy
+    FEDCL_MIN_COUNT   samples that a figure must rest on (`fedcl.withholding`), 5 if unset; and a visit, to be answered
     FEDCL_AUDIT       the file that lists what has left (clients.audit)
     FEDCL_TRUST       packages that a scenario may name parts of, separated by commas (fedcl.trust)
 
@@ -17,13 +17,12 @@ from typing import TypeVar
 
 import numpy as np
 
-from clients.holdings import fewest
+from clients.holdings import visits
 from clients.site import Site
 from clients.work import Asked, pick
 from fedcl.answers import LAYOUTS
 from fedcl.errors import ConfigError, FederationError, nearest
 from fedcl.orders import (
-    ClientError,
     ConsolidateOrder,
     EvaluateOrder,
     Order,
@@ -33,8 +32,10 @@ from fedcl.orders import (
     StockReply,
     TraceOrder,
     TrainOrder,
+    Withheld,
 )
 from fedcl.trust import packages
+from fedcl.withholding import LEAST, VISIT
 
 Answered = TypeVar("Answered", bound=Reply)
 MEASURED: dict[type[Order], str] = {EvaluateOrder: "accuracy", ScoreOrder: "score", TraceOrder: "trace"}
@@ -51,30 +52,25 @@ class Policy:
     """A node's rules; the defaults let everything out."""
 
     allow: frozenset[str] | None = None  # None: every statistic
-    min_count: int = 0
+    min_count: int = LEAST
     audit: Path | None = None
     trust: tuple[str, ...] = ()  # beside fedcl itself and installed entry points
 
-    def admitted(self, site: Site, order: Asked) -> tuple[Asked, list[ClientError]]:
-        """Return the order for those of its clients that have enough samples, and an error for each of the others.
+    def admitted(self, site: Site, order: Asked) -> tuple[Asked, list[Withheld]]:
+        """Return the order for those of its clients whose visit shows enough samples, and what is withheld of others.
 
-        What a figure rests on is known before the work, so who has too little is left out before it: nothing of it is
+        An update, or a score, rests on the visit as a whole. Other figures are withheld one by one where they are made.
+        What a visit shows is known before the work, so who has too little is left out before it: nothing of it is
         computed, and the sum of the others is formed as it would be without it. (To train client by client and look at
         each reply would come to the same, with other roundings of the sum.)
-
-        Raises:
-            Refused: nobody has enough.
         """
-        if not self.min_count or isinstance(order, StockOrder):
+        if not isinstance(order, TrainOrder | ScoreOrder) or isinstance(order, TraceOrder):
             return order, []
-        least = fewest(site, order)
-        out = (least > 0) & (least < self.min_count)
-        # The number itself stays here: it is what must not be known.
-        why = f"what it would answer rests on fewer than FEDCL_MIN_COUNT = {self.min_count} samples"
-        if out.all():
-            raise Refused(f"clients {order.clients.tolist()}: {why}")
-        errors = [ClientError(client=client, error=why, traceback="") for client in order.clients[out].tolist()]
-        return (pick(order, np.flatnonzero(~out)) if errors else order), errors
+        shown = visits(site, order)
+        out = (shown > 0) & (shown < self.min_count)
+        lacking = order.clients[out].tolist()
+        told = [Withheld(client=client, least=self.min_count, figures=[VISIT]) for client in lacking]
+        return (pick(order, np.flatnonzero(~out)) if told else order), told
 
     def check(self, site: Site, order: Order) -> None:
         """Look at what an order asks for, before anything is done.
@@ -125,7 +121,8 @@ def of_environment(environment: Mapping[str, str] = os.environ) -> Policy:
     if least and not (least.isascii() and least.isdigit()):
         raise ConfigError(f"FEDCL_MIN_COUNT = {least!r}: must be a whole number of samples, 0 or more")
     trust = packages(_listed(environment.get("FEDCL_TRUST", "")), "FEDCL_TRUST")
-    return Policy(allow=names, min_count=int(least or 0), audit=Path(audit) if audit else None, trust=trust)
+    count = int(least) if least else LEAST
+    return Policy(allow=names, min_count=count, audit=Path(audit) if audit else None, trust=trust)
 
 
 def _listed(text: str) -> list[str]:

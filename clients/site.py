@@ -43,6 +43,7 @@ class Site:
     scenario: Scenario
     stream: Stream
     secret: bytes  # of this node alone; in simulation it comes from the seed
+    least: int = 0  # samples that a figure must rest on to leave this node (`fedcl.withholding`)
 
     @cached_property
     def device(self) -> torch.device:
@@ -277,18 +278,19 @@ class Site:
         return answer_layout(statistics, self.parameters, self.scenario.server.method)
 
 
-def make_site(text: str, stream: Stream | None = None, secret: bytes | None = None) -> Site:
+def make_site(text: str, stream: Stream | None = None, secret: bytes | None = None, least: int = 0) -> Site:
     """Make the site of a resolved configuration, on a stream that is already there or is built now.
 
     Args:
         secret: the node's own; None: a simulated node's.
+        least: samples that a figure must rest on to leave the node.
     """
     settle()
     scenario, stream = (scenario_of(text), stream) if stream else world(text)
-    return Site(scenario, stream, secret or hidden.of_seed(scenario.seed))
+    return Site(scenario, stream, secret or hidden.of_seed(scenario.seed), least)
 
 
 @lru_cache(maxsize=2)
-def site(text: str, secret: bytes | None = None) -> Site:
+def site(text: str, secret: bytes | None = None, least: int = 0) -> Site:
     """Return the site of a resolved configuration, built once a process."""
-    return make_site(text, secret=secret)
+    return make_site(text, secret=secret, least=least)

@@ -19,6 +19,7 @@ from torch.func import functional_call
 
 from clients import records
 from clients.block import lay, train_block
+from clients.evaluation import without_few
 from clients.memories import Ints, Records
 from clients.programs import Programs
 from clients.site import Site
@@ -33,8 +34,8 @@ from fedcl.streams.schedule import NO_TASK
 class Watched(Site):
     """A site whose trainer tells how training goes; what takes long to make is that of the plain site."""
 
-    plain: Site
-    watch: Watch
+    plain: Site = field(kw_only=True)
+    watch: Watch = field(kw_only=True)
 
     @cached_property
     def trainer(self) -> Trainer:
@@ -75,10 +76,12 @@ def trace(site: Site, order: TraceOrder, store: Store) -> TraceReply:
             answered.append(client)
             items.append(np.array([[len(cell) for cell in cells]]))
     right = [np.zeros((0, tasks), np.int64), *(np.stack(each.right) for each in tracers)]
+    points, shown = np.array([len(each.steps) for each in tracers], np.int64), np.concatenate(items)
+    shown, withheld = without_few(site, answered, shown)
     return TraceReply(
         round=order.round, cohort=order.cohort, clients=np.array(answered, np.int64), table={}, errors=errors,
-        points=np.array([len(each.steps) for each in tracers], np.int64), items=np.concatenate(items),
-        steps=np.array([step for each in tracers for step in each.steps], np.int64), right=np.concatenate(right),
+        points=points, items=shown, steps=np.array([step for each in tracers for step in each.steps], np.int64),
+        right=np.where(np.repeat(shown, points, axis=0) > 0, np.concatenate(right), 0), withheld=withheld,
     )  # fmt: skip
 
 
@@ -103,5 +106,11 @@ def _traced(site: Site, order: TrainOrder, old: Records, cells: list[Ints]) -> T
         return np.bincount(shown[right.numpy()], minlength=len(cells))
 
     tracer = Tracer(count=count, every=site.scenario.evaluate.trace, last=int(laid.counts[0]))
-    train_block(Watched(site.scenario, site.stream, site.secret, site, tracer), order, old, laid, slice(0, 1))
+    train_block(
+        Watched(site.scenario, site.stream, site.secret, site.least, plain=site, watch=tracer),
+        order,
+        old,
+        laid,
+        slice(0, 1),
+    )
     return tracer

@@ -274,7 +274,12 @@ def client(
     allow: Annotated[
         str | None, typer.Option(help="Statistics that may leave, by comma; others are refused. Default: all.")
     ] = None,
-    min_count: Annotated[int, typer.Option(help="Samples that a statistic must rest on to leave.", min=0)] = 0,
+    min_count: Annotated[
+        int,
+        typer.Option(
+            help="Samples that a figure must rest on to leave: a class's sum, a task's accuracy, a visit.", min=0
+        ),
+    ] = 5,
     audit: Annotated[Path | None, typer.Option(metavar="FILE", help="Where to list what has left this node.")] = None,
     trust: Annotated[
         list[str] | None,
@@ -302,7 +307,7 @@ def client(
     trusted = ",".join(packages(trust or (), "--trust"))
     hosted = names.hosted(client or ())
     state, tls, key = _made(state), _there("--tls", tls), _there("--key", key)
-    extra = {"FEDCL_MIN_COUNT": str(min_count)} if min_count else {}
+    extra = {"FEDCL_MIN_COUNT": str(min_count)}
     extra |= {"FEDCL_TRUST": trusted} if trusted else {}
     given = {"FEDCL_DATA": data and data.absolute(), "FEDCL_ALLOW": allow, "FEDCL_AUDIT": audit and audit.absolute()}
     extra |= {name: str(value) for name, value in given.items() if value is not None}

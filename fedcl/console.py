@@ -218,6 +218,10 @@ class Progress(OnTerminal):
         faults = sum(event["faults"])
         self._say(said + (f"; {faults:,} fault{'s' * (faults > 1)} in their folders" if faults else ""))
 
+    def _on_withheld(self, event: Event) -> None:
+        what = f"client {event['client']} withholds {', '.join(event['figures'])}"
+        self._say(f"round {event['round']}: {what}: fewer than {event['least']} samples each (its node's --min-count)")
+
     def _on_late(self, event: Event) -> None:
         whose = ", ".join(map(str, event["clients"]))
         self._say(f"round {event['round']}: the answer of clients {whose} came after server.deadline: refused")

@@ -103,6 +103,15 @@ class ClientError:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Withheld:
+    """Figures of a client that answered which rest on too few samples to leave its node (`fedcl.withholding`)."""
+
+    client: int
+    least: int  # samples that a figure must rest on there
+    figures: list[str]  # "class 3", "task 1"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Reply:
     """What one cohort answers."""
 
@@ -111,6 +120,7 @@ class Reply:
     clients: Ints  # those that the answer covers, in order
     table: dict[str, Array]  # one entry a client: n, steps, norm, evicted, loss/NAME
     errors: list[ClientError] = field(default_factory=list)
+    withheld: list[Withheld] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ from a short list, byte count equal to what dtype and shape say, lists as long a
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, TypeVar
@@ -14,7 +15,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
-from fedcl import names, orders
+from fedcl import names, orders, withholding
 from fedcl.errors import FederationError
 from fedcl.orders import (
     ClientError,
@@ -33,6 +34,7 @@ from fedcl.orders import (
     TraceReply,
     TrainOrder,
     TrainReply,
+    Withheld,
 )
 
 R = TypeVar("R", ArrayRecord, ConfigRecord)
@@ -42,6 +44,8 @@ HELLO = 1 << 17  # letters of a hello: there is room for as many names as a node
 DTYPES = ("float32", "float64", "int64", "int32", "bool")
 ORDERS = (TrainOrder, ConsolidateOrder, EvaluateOrder, ScoreOrder, TraceOrder, StockOrder)
 REPLIES = (TrainReply, ConsolidateReply, EvaluateReply, ScoreReply, TraceReply, StockReply)
+LISTED = {"errors": ClientError, "withheld": Withheld}  # fields of a reply that list entries about single clients
+FIGURE = re.compile(withholding.FIGURE, re.ASCII)
 KINDS: dict[str, type] = {each.__name__: each for each in (*ORDERS, *REPLIES)}
 
 
@@ -126,8 +130,8 @@ def encode(message: Order | Reply, weights: ArrayRecord | None = None, **extra: 
             arrays[each.name] = value
         elif isinstance(value, dict):
             tables[each.name] = pack(value)
-        elif each.name == "errors":
-            facts["errors"] = [vars(error) for error in value]
+        elif each.name in LISTED:
+            facts[each.name] = [vars(entry) for entry in value]
         else:
             facts[each.name] = value
     return RecordDict({"arrays": pack(arrays), "facts": _config(facts), **tables})
@@ -154,8 +158,9 @@ def decode(record: RecordDict) -> Any:
     found = {**facts, **found, **found.pop("arrays", {})}
     if "weights" in found and isinstance(found["weights"], dict):
         found["weights"] = found["weights"].get("weights")
-    if "errors" in found:
-        found["errors"] = _errors(found["errors"])
+    for name, entry in LISTED.items():
+        if name in found:
+            found[name] = _entries(name, entry, found[name])
     try:
         message = cls(**{each.name: found[each.name] for each in fields(cls) if each.name in found})
     except TypeError as error:
@@ -164,16 +169,20 @@ def decode(record: RecordDict) -> Any:
     return message
 
 
-def _errors(listed: Any) -> list[ClientError]:
-    """Return the client errors that facts list."""
+def _entries(name: str, entry: type, listed: Any) -> list[Any]:
+    """Return the entries about single clients that facts list."""
     try:
-        errors = [ClientError(**each) for each in listed]
+        entries = [entry(**each) for each in listed]
     except TypeError as error:
-        raise BadMessage(f"a list of client errors that is none: {error}") from error
-    for each in errors:
-        if type(each.client) is not int or not isinstance(each.error, str) or not isinstance(each.traceback, str):
-            raise BadMessage("a client error needs the client's number and two texts")
-    return errors
+        raise BadMessage(f"a list of {name} that is none: {error}") from error
+    for each in entries:
+        if not all(SOUND_ENTRY[one.type](getattr(each, one.name)) for one in fields(entry)):
+            raise BadMessage(f"an entry of {name!r} that is not what it should be")
+    return entries
+
+
+def _are_figures(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) and FIGURE.fullmatch(each) for each in value)
 
 
 def size(record: RecordDict) -> tuple[int, int]:
@@ -209,10 +218,14 @@ SOUND: dict[Any, Callable[[Any], bool]] = {
     str: lambda value: isinstance(value, str),
     list[str]: lambda value: isinstance(value, list) and all(isinstance(each, str) for each in value),
     list[ClientError]: lambda value: isinstance(value, list),
+    list[Withheld]: lambda value: isinstance(value, list),
     dict[str, orders.Array]: _is_table,
     orders.Array: _is_floats,
     Ints: _is_ints,
 }
+
+# The same for an entry about a client.
+SOUND_ENTRY: dict[Any, Callable[[Any], bool]] = {int: SOUND[int], str: SOUND[str], list[str]: _are_figures}
 
 
 def _check(message: Any) -> None:

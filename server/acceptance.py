@@ -1,14 +1,15 @@
 """Whether the sums that nodes send can be: looked at before anything is added up."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from fedcl.answers import Answer, Layout, borrowed, refusal
 from fedcl.config import ServerConfig
-from fedcl.orders import Array, Ints
+from fedcl.orders import Array, Ints, Withheld
 from fedcl.plan import Cohort
 from fedcl.streams import Stream
 
@@ -16,6 +17,7 @@ LEAST = {"n": 1, "steps": 1, "evicted": 0, "capped": 0}
 MOST = 1 << 40  # samples, steps or evictions of a client
 ROUNDING = 1e-3  # of sums in float32, far above what it comes to
 MOST_NOTES, LONGEST_NOTE = 4, 500  # of a reply, and letters of each
+Rule = Callable[[int, int], tuple[Any, list[str]]]
 NOBODY = np.zeros(0, np.int64)
 
 
@@ -28,9 +30,11 @@ def sum_problem(layout: Layout, total: Array, dtype: str) -> str | None:
     return refusal(layout, borrowed(total))
 
 
-def counts_problem(clients: Ints, table: Mapping[str, Array], names: Sequence[str]) -> str | None:
+def counts_problem(
+    clients: Ints, table: Mapping[str, Array], names: Sequence[str], lowest: Mapping[str, int] = LEAST
+) -> str | None:
     """Return why the counts of clients cannot be, None if they can."""
-    columns = [(table.get(name), LEAST[name]) for name in names]
+    columns = [(table.get(name), lowest[name]) for name in names]
     wrong = any(c is None or c.dtype != np.int64 or (c < least).any() or (c > MOST).any() for c, least in columns)
     if len(clients) and wrong:
         words = {"n": "samples", "steps": "steps", "evicted": "evictions", "capped": "parameters held"}
@@ -86,6 +90,25 @@ class Known:
         """Return the test `items` of clients by task, of which at most `limit` a task are measured."""
         items = stream.test.count[clients]
         return Known._by(stream, clients, items=items if limit is None else np.minimum(items, min(limit, MOST)))
+
+    def less(self, name: str, withheld: Sequence[Withheld], rule: Rule) -> tuple["Known", str | None]:
+        """Return what is known once clients withhold figures that rest on too few samples, and what cannot be of that.
+
+        Args:
+            name: the column that is smaller for it.
+            rule: client, samples that a figure must rest on -> what its column is then, and which figures lack.
+        """
+        if name not in self.columns:
+            return self, None
+        column = self.columns[name].copy()
+        for each in withheld:
+            if each.client not in self.clients:
+                continue
+            column[self.clients == each.client], figures = rule(each.client, each.least)
+            told = [one for one in each.figures if not one.startswith("accuracy on ")]
+            if told != figures:
+                return self, f"client {each.client} withholds {told}, but its data by the stream make it {figures}"
+        return Known(clients=self.clients, columns={**self.columns, name: column}), None
 
     def problem(self, clients: Ints, said: Mapping[str, Array]) -> str | None:
         """Return how what clients say of their data differs from what is known, None if it does not."""

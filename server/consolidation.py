@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from fedcl import withholding
 from fedcl.answers import Answer, Layout, borrowed
 from fedcl.metrics import shares
 from fedcl.orders import OWN_PARTS, ConsolidateOrder, ConsolidateReply, Ints
-from server.acceptance import Known, counts_problem, samples_problem, sum_problem
+from server import withheld
+from server.acceptance import Known, Rule, counts_problem, samples_problem, sum_problem
 from server.exchange import Size
 from server.federation import Federation
 from server.methods import ServerMethod
@@ -41,11 +43,11 @@ def consolidate(
     total, answered, measured = torch.zeros(layout.size, dtype=torch.float64), 0, []
     for clients, tasks in _waves(pending & federation.roster.reachable[:, None]):
         orders = _orders(federation, state, round, clients, tasks)
-        known = Known.of_cells(federation.stream, clients, tasks)
-        refused = partial(_refused, federation, state, layout, known)
+        refused = partial(_refused, federation, state, layout, clients, tasks)
         for order, reply in federation.ask(
             "query.consolidate", orders, state, ConsolidateReply, refused, Size(layout.size)
         ):
+            withheld.tell(federation, round, reply)
             total += borrowed(reply.total)
             answered += len(reply.clients)
             came = reply.clients, order.tasks[np.searchsorted(order.clients, reply.clients)]
@@ -110,10 +112,15 @@ def _orders(federation: Federation, state: State, round: int, clients: Ints, tas
     ]  # fmt: skip
 
 
-def _refused(federation: Federation, state: State, layout: Layout, known: Known, reply: ConsolidateReply) -> str | None:
-    """Return why the sum of a reply cannot be taken, None if it can."""
-    wrong = sum_problem(layout, reply.total, "float64") or counts_problem(reply.clients, reply.table, ("n",))
-    wrong = wrong or known.problem(reply.clients, reply.table)
+def _refused(
+    federation: Federation, state: State, layout: Layout, clients: Ints, tasks: Ints, reply: ConsolidateReply
+) -> str | None:
+    """Return why the sum of a reply to who was asked cannot be taken, None if it can."""
+    wrong = sum_problem(layout, reply.total, "float64") or counts_problem(reply.clients, reply.table, ("n",), {"n": 0})
+    known, why = Known.of_cells(federation.stream, clients, tasks).less(
+        "n", reply.withheld, _rule(federation, clients, tasks)
+    )
+    wrong = wrong or why or known.problem(reply.clients, reply.table)
     if wrong:
         return wrong
     total = borrowed(reply.total)
@@ -123,6 +130,18 @@ def _refused(federation: Federation, state: State, layout: Layout, known: Known,
     answer = Answer(layout, total)
     problem = method.task_problem(state.weights, answer) or samples_problem(answer, reply.table["n"])
     return problem or _miscounted(reply.table)
+
+
+def _rule(federation: Federation, clients: Ints, tasks: Ints) -> Rule:
+    """Return what is to be expected of a client that withholds what rests on too few samples."""
+    task = dict(zip(clients.tolist(), tasks.tolist(), strict=True))
+    by_class = any(name in withholding.BY_CLASS for name in federation.scenario.server.method.task_answers)
+
+    def rule(client: int, least: int) -> tuple[int, list[str]]:
+        found = withholding.of_task(federation.stream, client, task[client], least, by_class=by_class)
+        return len(found.items), found.withheld
+
+    return rule
 
 
 def _miscounted(table: dict[str, Any]) -> str | None:

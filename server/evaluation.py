@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from fedcl import withholding
 from fedcl.metrics import shares
 from fedcl.orders import EvaluateOrder, EvaluateReply, Ints
+from server import withheld
 from server.acceptance import Known
 from server.exchange import Size
 from server.federation import Federation, round_to
@@ -80,6 +82,7 @@ def _own(federation: Federation, state: State, round: int, clients: Ints) -> dic
     known = Known.of_tests(federation.stream, clients, federation.scenario.evaluate.samples)
     problem, size = partial(_problem, tasks=width, known=known), Size(each=2 * width)
     for _, reply in federation.ask("evaluate", orders, state, EvaluateReply, problem, size):
+        withheld.tell(federation, round, reply)
         found |= zip(reply.clients.tolist(), zip(reply.correct, reply.items, strict=True), strict=True)
     return found
 
@@ -101,4 +104,8 @@ def _problem(reply: EvaluateReply, tasks: int, known: Known) -> str | None:
     if reply.correct.shape[1] != tasks or reply.items.shape[1] != tasks:
         return f"it does not have {tasks} tasks"
     wrong = ((reply.correct < 0) | (reply.correct > reply.items)).any()
-    return "right predictions that cannot be" if wrong else known.problem(reply.clients, {"items": reply.items})
+    if wrong:
+        return "right predictions that cannot be"
+    whole = dict(zip(known.clients.tolist(), known.columns.get("items", ()), strict=True))
+    known, why = known.less("items", reply.withheld, lambda client, least: withholding.of_tests(whole[client], least))
+    return why or known.problem(reply.clients, {"items": reply.items})

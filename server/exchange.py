@@ -13,6 +13,7 @@ from fedcl import wire
 from fedcl.interrupt import StopRequest
 from fedcl.orders import Array, ClientError, Order, Reply
 from fedcl.timing import doing
+from fedcl.withholding import VISIT
 
 R = TypeVar("R", bound=Reply)
 COLUMNS, LONGEST = 64, 100  # of a reply's table: columns, and letters of their names
@@ -123,6 +124,11 @@ def taken(
     return None, [ClientError(client=each, error=refused, traceback=traceback) for each in order.clients.tolist()]
 
 
+def withheld_visits(reply: Reply) -> list[int]:
+    """Return the clients that do not answer because their visit would rest on too few samples."""
+    return [each.client for each in reply.withheld if each.figures == [VISIT]]
+
+
 def _misfit(reply: Any, order: Order, kind: type[Reply]) -> str | None:
     """Return why a reply is none to this order, None if it is one; it may leave clients out."""
     if not isinstance(reply, kind) or (reply.round, reply.cohort) != (order.round, order.cohort):
@@ -135,6 +141,12 @@ def _misfit(reply: Any, order: Order, kind: type[Reply]) -> str | None:
     failed = [each.client for each in reply.errors]
     if len(set(failed)) != len(failed) or not set(failed) <= set(order.clients.tolist()) - set(reply.clients.tolist()):
         return "it names errors of clients that were not asked or have answered, or of one twice"
+    lacking = [each.client for each in reply.withheld if each.figures != [VISIT]]
+    silent = withheld_visits(reply)
+    if len({*lacking, *silent}) != len(reply.withheld) or not set(lacking) <= set(reply.clients.tolist()):
+        return "it withholds figures of clients that have not answered, or of one twice"
+    if not set(silent) <= set(order.clients.tolist()) - {*reply.clients.tolist(), *failed}:
+        return "it withholds visits of clients that were not asked or have answered"
     if len(reply.table) > COLUMNS or any(len(name) > LONGEST for name in reply.table):
         return f"its table has more than {COLUMNS} columns, or one with a name of more than {LONGEST} letters"
     if any(column.dtype.kind not in "if" for column in reply.table.values()):

@@ -82,6 +82,7 @@ class Federation:
     committed: tuple[int, float] = (0, 0.0)  # round and time of the last checkpoint
     synced: set[str] = field(default_factory=set)  # packs that it has forced onto the disk
     overdue: dict[str, Order] = field(default_factory=dict)  # messages whose answers did not come in time
+    lacking: set[tuple[int, str]] = field(default_factory=set)  # figures of clients that the journal says are withheld
     stock: dict[str, Any] = field(default_factory=dict)  # what the journal says that clients have
     noted: set[str] = field(default_factory=set)  # notes of clients that the journal has
     kept: list[Kept] = field(default_factory=list)  # of the checkpoints that it may fall back to, oldest first
@@ -140,8 +141,6 @@ class Federation:
     def personal(self) -> bool:
         """Whether some parameters never leave the clients, so that there is no global model to measure."""
         return bool(self.scenario.model.personal)
-
-    # The beginning and the end of a run.
 
     def gather(self) -> None:
         """Wait a while until all clients have a node."""
@@ -267,8 +266,6 @@ class Federation:
         """Write what a method has to tell, if anything, into the journal."""
         if event:
             self.journal.write({"round": round, **event})
-
-    # One round.
 
     def answer(self, statistics: Sequence[str]) -> Layout:
         """Return names and shapes of an answer with these statistics."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from fedcl.orders import Ints, ScoreOrder, ScoreReply
 from fedcl.plan import Cohort
+from server import withheld
 from server.acceptance import Known
 from server.exchange import Size
 from server.federation import Federation
@@ -30,6 +31,7 @@ def score(federation: Federation, state: State, round: int, there: Ints) -> Stat
     orders = _orders(federation, state, round, cohorts)
     problem = partial(_problem, Known.of_visits(federation.stream, cohorts))
     for _, reply in federation.ask("query.score", orders, state, ScoreReply, problem, Size(each=2)):
+        withheld.tell(federation, round, reply)
         clients.append(reply.clients)
         losses.append(reply.losses / reply.counts)
     known = np.concatenate(clients)

@@ -12,6 +12,7 @@ import numpy as np
 from fedcl.metrics import shares
 from fedcl.orders import TraceOrder, TraceReply
 from fedcl.plan import Cohort
+from server import withheld
 from server.exchange import Size
 from server.federation import Federation
 from server.state import State
@@ -25,6 +26,7 @@ def trace(federation: Federation, state: State, round: int, cohorts: Sequence[Co
     orders = list(_orders(federation, state, round, cohorts))
     problem, size = partial(_problem, tasks=tasks), Size(each=1 + tasks + _points(federation, orders) * (1 + tasks))
     for order, reply in federation.ask("query.trace", orders, state, TraceReply, problem, size):
+        withheld.tell(federation, round, reply)
         _write(federation, order, reply)
 
 

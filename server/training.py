@@ -18,8 +18,9 @@ from fedcl.errors import FederationError
 from fedcl.orders import Array, ClientError, TrainOrder, TrainReply
 from fedcl.plan import Cohort
 from fedcl.timing import doing
+from server import withheld
 from server.acceptance import Known, counts_problem, notes_problem, sum_problem, update_problem
-from server.exchange import Size
+from server.exchange import Size, withheld_visits
 from server.federation import Federation, round_to
 from server.state import State
 
@@ -58,6 +59,7 @@ def train(
     statistics = [*method.answers, *(method.task_answers if riding.any() else ())]
     layout = federation.answer(statistics)
     done = Round(total=torch.zeros(layout.size, dtype=dtype))
+    lacking: list[int] = []
     index, shared = state.index, _shared(federation, state, riding)
     orders = [
         TrainOrder(
@@ -71,6 +73,8 @@ def train(
     known = Known.of_visits(federation.stream, cohorts, epochs=client.epochs, batch=client.batch)
     problem, size = partial(reply_problem, federation.scenario.server, layout, dtype, known), Size(layout.size)
     for order, reply in federation.ask("train", orders, state, TrainReply, problem, size, done.errors.append):
+        withheld.tell(federation, round, reply)
+        lacking += withheld_visits(reply)
         if not len(reply.clients):
             continue
         with doing("reduce"):
@@ -80,9 +84,9 @@ def train(
                 index = index.place(reply.pack, reply.checksum, reply.clients)
     down = federation.parameters.size * dtype.itemsize + sum(each.nbytes for each in shared.values())
     _write(federation, round, cohorts, done, time.monotonic() - began, down)
-    _enough(federation, round, sum(len(cohort.clients) for cohort in cohorts), len(done.clients))
+    _enough(federation, round, sum(len(cohort.clients) for cohort in cohorts) - len(lacking), len(done.clients))
     visits, accepted = state.visits.copy(), state.accepted.copy()
-    visits[done.clients] += 1
+    visits[[*done.clients, *lacking]] += 1  # time goes on for a client whose visit must not be told of
     if not federation.packs:
         accepted[done.clients] = round
     total = Answer(layout, done.total) if done.clients else None

@@ -10,13 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import Context, Message
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from clients import audit, policy
 from clients.app import app
 from clients.audit import Unwritten
-from clients.holdings import fewest
 from clients.policy import Policy, Refused, of_environment
 from clients.site import site
 from fedcl import wire
@@ -24,7 +21,8 @@ from fedcl.config import Scenario, config_hash
 from fedcl.engine import flower
 from fedcl.errors import ConfigError
 from fedcl.fingerprint import fingerprint
-from fedcl.orders import ConsolidateOrder, EvaluateOrder, Order, ScoreOrder, TraceOrder, TrainOrder
+from fedcl.orders import ConsolidateOrder, EvaluateOrder, Order, ScoreOrder, TraceOrder, TrainOrder, Withheld
+from fedcl.withholding import LEAST
 from fedcl.world import as_text
 from tests.federations import Clients, Uneven, tiny
 from tests.nodes import SECRET
@@ -42,6 +40,7 @@ def _identity(monkeypatch: pytest.MonkeyPatch) -> None:
     flower.identify()
     for name in ("ALLOW", "MIN_COUNT", "AUDIT", "STATE"):
         monkeypatch.delenv(f"FEDCL_{name}", raising=False)
+    monkeypatch.setenv("FEDCL_MIN_COUNT", "0")
     monkeypatch.setenv("FEDCL_TRUST", "tests")  # whose partition the scenario names
 
 
@@ -146,55 +145,17 @@ def test_a_client_with_too_few_samples_is_left_out(tmp_path: Path, monkeypatch: 
     reply = ask(order(), node(tmp_path / "a"))
     assert reply.clients.tolist() == [1, 2, 3]
     assert reply.table["n"].tolist() == [4, 20, 21]
-    assert [(each.client, each.error) for each in reply.errors] == [
-        (0, "what it would answer rests on fewer than FEDCL_MIN_COUNT = 4 samples")
-    ]
+    assert (reply.errors, reply.withheld) == ([], [Withheld(client=0, least=4, figures=["visit"])])
     assert not (tmp_path / "a" / "client-000000").exists()
-    monkeypatch.delenv("FEDCL_MIN_COUNT")
+    monkeypatch.setenv("FEDCL_MIN_COUNT", "0")
     alone = ask(order(clients=[1, 2, 3]), node(tmp_path / "b"))
     assert reply.total.tobytes() == alone.total.tobytes()
     monkeypatch.setenv("FEDCL_MIN_COUNT", "22")
     before = files(tmp_path / "a")
-    with pytest.raises(Refused, match=r"clients \[0, 1, 2, 3\]: .* fewer than FEDCL_MIN_COUNT = 22"):
-        ask(order(), node(tmp_path / "a"))
+    nothing = ask(order(), node(tmp_path / "a"))
+    assert (nothing.clients.tolist(), nothing.total.any()) == ([], False)
+    assert [each.client for each in nothing.withheld] == [0, 1, 2, 3]
     assert files(tmp_path / "a") == before
-
-
-@given(st.integers(1, 25), st.sampled_from(list(KINDS)))
-@settings(max_examples=60, deadline=None)
-def test_no_count_between_0_and_the_minimum_leaves(least: int, kind: type[Order]) -> None:
-    """Whatever the minimum: every count of an admitted client is 0 or at least that, and the others have one below."""
-    asked = order(kind)
-    counts = [_counts(kind, client) for client in range(4)]
-    fine = [client for client, own in enumerate(counts) if not ((own > 0) & (own < least)).any()]
-    if not fine:
-        with pytest.raises(Refused):
-            Policy(min_count=least).admitted(HERE, asked)
-        return
-    admitted, errors = Policy(min_count=least).admitted(HERE, asked)
-    assert admitted.clients.tolist() == fine
-    assert sorted([*fine, *(each.client for each in errors)]) == [0, 1, 2, 3]
-
-
-def _counts(kind: type[Order], client: int) -> Any:
-    """Count a client's samples by hand."""
-    stream = HERE.stream
-    if kind in (EvaluateOrder, TraceOrder):
-        tasks = range(2) if kind is EvaluateOrder else range(1)  # a trace shows the tasks met: the first
-        return np.array([len(stream.test.cell(client, task)) for task in tasks])
-    labels = stream.dataset.y[stream.train.cell(client, 0)]
-    return np.bincount(labels, minlength=4) if kind is ConsolidateOrder else np.array([len(labels)])
-
-
-def test_a_statistic_that_rides_on_training_counts_too() -> None:
-    """An online visit of some samples of a task; sketches rest on all of its items, of those who leave it alone."""
-    riding = tiny(PARTITION, "server.method=fot", "stream.schedule.online=true")
-    here = site(as_text(riding), SECRET)
-    asked = replace(order(scenario=riding), statistics=["delta", "sketch"])
-    visits = here.stream.sizes(asked.clients, asked.tasks, asked.clocks)
-    assert (visits < [3, 4, 20, 21]).all()
-    assert fewest(here, asked).tolist() == visits.tolist()
-    assert fewest(here, replace(asked, leaving=np.array([1, 0, 1, 0]))).tolist() == visits.tolist()
 
 
 # The audit.
@@ -249,8 +210,9 @@ def test_refusals_are_listed_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ask(replace(order(), fingerprint="f" * 64), at)
     refused = [(line["clients"], line["refused"][:20]) for line in lines(path) if "refused" in line]
     assert refused == [
-        ([0, 1, 2, 3], "statistic 'score' mu"), ([0], "what it would answer"), ([0, 1, 2, 3], "fingerprint = 'fffff"),
+        ([0, 1, 2, 3], "statistic 'score' mu"), ([0, 1, 2, 3], "fingerprint = 'fffff"),
     ]  # fmt: skip
+    assert [(line["clients"], line["withheld"]) for line in lines(path) if "withheld" in line] == [([0], ["visit"])]
     assert all(line["federation"] == "tiny-1" and line["round"] == 1 for line in lines(path))
 
 
@@ -300,7 +262,8 @@ def test_an_audit_line_is_on_the_disk_before_the_reply_leaves(tmp_path: Path, mo
 
 
 def test_the_policy_of_an_environment() -> None:
-    assert of_environment({}) == Policy()
+    assert of_environment({}) == of_environment({"FEDCL_MIN_COUNT": ""}) == Policy()
+    assert Policy().min_count == LEAST == 5
     assert of_environment({"FEDCL_ALLOW": "delta, accuracy", "FEDCL_MIN_COUNT": "5", "FEDCL_AUDIT": "/a"}) == Policy(
         allow=frozenset({"delta", "accuracy"}), min_count=5, audit=Path("/a")
     )

@@ -80,6 +80,7 @@ class Machines:
         name = name or f"node-{clients[0]}"
         hosted = [part for client in clients for part in ("--client", str(client))]
         at = ["--server", f"{self.host}:{self.port}", "--state", name]
+        at += [] if "--min-count" in extra else ["--min-count", "0"]  # to the bit what one process comes to
         self.start(name, "client", *at, *hosted, *extra, prefix=prefix)
         return name
 
