@@ -9,7 +9,7 @@ from typing import Any
 
 from flwr.app import RecordDict
 
-from fedcl import wire
+from fedcl import wire, writing
 
 
 @contextmanager
@@ -33,8 +33,8 @@ def tell(done: Mapping[str, Any]) -> None:
     """Append a line, where somebody reads it."""
     path = os.environ.get("FEDCL_ACTIVITY")
     if path:
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(done) + "\n")
+        with writing.appending(path, writing.OWN) as file:
+            file.write(json.dumps(done).encode() + b"\n")
 
 
 def _about(content: RecordDict) -> dict[str, Any]:

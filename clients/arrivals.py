@@ -110,5 +110,5 @@ def loaded(data: bytes, scenario: str) -> Ledger:
             raise
         raise BadLedger("is damaged: it cannot be read") from error
     if known != (FORMAT, scenario):
-        raise BadLedger("was written for another scenario: another federation needs another --state")
+        raise BadLedger("was written for another scenario")
     return ledger

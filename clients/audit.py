@@ -17,6 +17,7 @@ import numpy as np
 
 from clients.policy import statistics
 from clients.site import Site
+from fedcl import writing
 from fedcl.errors import FederationError
 from fedcl.journal import sync_path
 from fedcl.orders import Array, ConsolidateReply, Order, Reply, TrainReply
@@ -73,8 +74,8 @@ def write(path: Path, lines: Sequence[Line]) -> None:
     text = "".join(json.dumps({"time": now, **line}) + "\n" for line in lines).encode()
     try:
         fresh = not path.exists()
-        opened = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
-        with open(opened, "a+b") as file:
+        with writing.appending(path, writing.OWN) as file:
+            opened = file.fileno()
             if file.tell() and os.pread(opened, 1, file.tell() - 1) != b"\n":
                 text = b"\n" + text
             file.write(text)

@@ -23,7 +23,7 @@ from clients.evaluation import evaluate
 from clients.policy import Policy, of_environment
 from clients.scoring import score
 from clients.trace import trace
-from fedcl import wire
+from fedcl import foreign, wire
 from fedcl.config import config_hash
 from fedcl.errors import ConfigError, FederationError
 from fedcl.fingerprint import fingerprint
@@ -105,13 +105,13 @@ class InContext:
         """Keep the sittings."""
         self._state["sittings"] = ConfigRecord({"json": json.dumps(sittings)})
 
-    def ledger(self, client: int) -> bytes:
-        """Return a client's ledger."""
-        return self._text(f"arrivals-{client}").encode()
+    def ledger(self, client: int, federation: str) -> bytes:
+        """Return a federation's ledger of a client."""
+        return self._text(f"{client}-{versions.ledger_name(federation)}").encode()
 
-    def keep_ledger(self, client: int, data: bytes) -> None:
+    def keep_ledger(self, client: int, federation: str, data: bytes) -> None:
         """Keep it."""
-        self._state[f"arrivals-{client}"] = ConfigRecord({"text": data.decode()})
+        self._state[f"{client}-{versions.ledger_name(federation)}"] = ConfigRecord({"text": data.decode()})
 
     def told(self, client: int, text: str) -> bool:
         """Keep what is wrong in a client's folder and return whether that is news."""
@@ -280,7 +280,7 @@ def _visit(
 
 def _tell(kept: versions.Place, client: int, faults: list[str]) -> None:
     """Tell on this node what is wrong in a client's folder, if that is news."""
-    if kept.told(client, "".join(f"{each}\n" for each in faults)):
+    if kept.told(client, "".join(f"{foreign.line(each)}\n" for each in faults)):
         activity.tell({"kind": "faults", "clients": [client], "count": len(faults), "first": faults[:SHOWN]})
 
 

@@ -32,15 +32,16 @@ import numpy as np
 
 from clients.memories import Ints, Records
 from clients.work import Store, pick
+from fedcl import writing
 from fedcl.journal import TEMPORARIES, replace_file, sync_path
 from fedcl.orders import ClientError, Order, Reply
 from fedcl.packs import packed
 
 FORMAT = 1
 SECRET = 32  # bytes
-FEDERATIONS = 64  # whose sittings and names are remembered
+FEDERATIONS = 64  # whose sittings, names and ledgers are remembered
 SITTINGS, NUMBERS = "sittings.json", "names.json"
-ARRIVALS, FAULTS = "arrivals.json", "faults.txt"
+FAULTS = "faults.txt"
 NAME = re.compile(r"r(\d{6,})\.state", re.ASCII)
 Asked = TypeVar("Asked", bound=Order)
 Answered = TypeVar("Answered", bound=Reply)
@@ -90,11 +91,11 @@ class Place(Protocol):
     def remember(self, sittings: dict[str, int]) -> None:
         """Keep the sittings for good."""
 
-    def ledger(self, client: int) -> bytes:
-        """Return what has arrived in a client's folder (`clients.arrivals`), nothing if nothing has."""
+    def ledger(self, client: int, federation: str) -> bytes:
+        """Return what a federation knows of a client's folder (`clients.arrivals`), nothing if it knows nothing."""
 
-    def keep_ledger(self, client: int, data: bytes) -> None:
-        """Keep that for good, whole or not at all."""
+    def keep_ledger(self, client: int, federation: str, data: bytes) -> None:
+        """Keep that for good, whole or not at all; the ledgers of federations of long ago may go."""
 
     def told(self, client: int, text: str) -> bool:
         """Keep what is wrong in a client's folder and return whether it is something else than before."""
@@ -104,6 +105,12 @@ class Place(Protocol):
 
     def keep_numbers(self, numbers: dict[str, dict[str, int]]) -> None:
         """Keep the numbers for good."""
+
+
+def ledger_name(federation: str) -> str:
+    """Return the name of a federation's ledger, whatever its server calls it; "*": a pattern of all such names."""
+    digest = federation if federation == "*" else hashlib.sha256(federation.encode("utf-8", "replace")).hexdigest()[:16]
+    return f"arrivals-{digest}.json"
 
 
 def outdated(there: Iterable[int], round: int, accepted: int, oldest: int) -> list[int]:
@@ -291,14 +298,17 @@ class Folder:
             left.unlink(missing_ok=True)
         replace_file(path, [data], sync=True)
 
-    def ledger(self, client: int) -> bytes:
-        """Return the bytes of the file `arrivals.json`, none where there is no such file."""
-        path = self._of(client) / ARRIVALS
+    def ledger(self, client: int, federation: str) -> bytes:
+        """Return the bytes of the file `arrivals-....json` of a federation, none where there is no such file."""
+        path = self._of(client) / ledger_name(federation)
         return path.read_bytes() if path.exists() else b""
 
-    def keep_ledger(self, client: int, data: bytes) -> None:
-        """Write the file whole or not at all and force it onto the disk."""
-        self._replace(self._of(client) / ARRIVALS, data)
+    def keep_ledger(self, client: int, federation: str, data: bytes) -> None:
+        """Write the file whole or not at all and force it onto the disk; the oldest of too many go."""
+        own = self._of(client)
+        self._replace(own / ledger_name(federation), data)
+        for old in sorted(own.glob(ledger_name("*")), key=lambda each: each.stat().st_mtime_ns)[:-FEDERATIONS]:
+            old.unlink(missing_ok=True)
 
     def told(self, client: int, text: str) -> bool:
         """Write the file `faults.txt`, if it says something else."""
@@ -381,7 +391,7 @@ def _make(folder: Path) -> None:
 def _make_secret(path: Path) -> None:
     """Create the file of a secret, readable by this user alone, whole, and only if there is none."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    with open(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
+    with open(writing.descriptor(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, writing.OWN), "wb") as file:
         file.write(secrets.token_bytes(SECRET))
         file.flush()
         os.fsync(file.fileno())

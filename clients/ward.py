@@ -225,11 +225,11 @@ def visit(base: Site, order: Asked, store: Store, folders: Mapping[int, Path], p
     scenario, tasks = config_hash(base.scenario), len(base.stream.tasks)
     for row, client in enumerate(order.clients.tolist()):
         try:
-            ledger = arrivals.loaded(place.ledger(client), scenario)
+            ledger = arrivals.loaded(place.ledger(client, order.federation), scenario)
             ward = look(folders[client], base.scenario.stream.dataset, ledger, tasks)
             ward = replace(ward, ledger=settled(ward.ledger, order, row, base.stream))
             if type(order) is TrainOrder and ward.ledger != ledger:
-                place.keep_ledger(client, arrivals.dumped(ward.ledger, scenario))
+                place.keep_ledger(client, order.federation, arrivals.dumped(ward.ledger, scenario))
             wards.append(ward)
         except (ConfigError, BadLedger, OSError) as error:
             words[client] = f"its ledger {error}" if isinstance(error, BadLedger) else str(error)

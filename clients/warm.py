@@ -31,6 +31,7 @@ from flwr.app import RecordDict
 
 from clients import frames
 from clients.frames import BadFrame, Frame
+from fedcl import writing
 from fedcl.errors import ConfigError
 
 PATIENCE = 30  # seconds that a sender or a reader may pause
@@ -105,7 +106,7 @@ def listening(path: Path) -> Iterator[socket.socket]:
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
     """Hold the lock beside a socket; the system frees it however its holder ends."""
-    opened = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    opened = writing.descriptor(f"{path}.lock", os.O_RDWR | os.O_CREAT, writing.OWN)
     try:
         try:
             fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)

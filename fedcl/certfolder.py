@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from fedcl import certs, files
+from fedcl import certs, files, writing
 from fedcl.errors import ConfigError
 from fedcl.journal import sync_path
 
@@ -174,8 +174,8 @@ def _node(folder: Path, name: str, asked: bool) -> list[File]:
 def _write(file: File, data: bytes) -> None:
     """Write a file whole or not at all; a private key is never readable to others, not even while it is written."""
     temporary = file.path.with_name(f".{file.path.name}.{secrets.token_hex(4)}.tmp")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    opened = os.open(temporary, flags, 0o600 if file.secret else 0o644)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    opened = writing.descriptor(temporary, flags, writing.OWN if file.secret else 0o644)
     try:
         with open(opened, "wb") as stream:
             stream.write(data)

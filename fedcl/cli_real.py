@@ -1,6 +1,7 @@
 """`fedcl server` and `fedcl client`: the commands of a federation on real machines."""
 
 import os
+import stat
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import click
 import typer
 
-from fedcl import cli_help, completion, files
+from fedcl import cli_help, completion, files, foreign
 from fedcl.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
@@ -69,15 +70,30 @@ State = Annotated[Path, typer.Option(metavar="DIR", help="All that is kept; crea
 
 
 def _say(text: str) -> None:
-    typer.echo(f"{time.strftime('%H:%M:%S')}  {text}")
+    typer.echo(f"{time.strftime('%H:%M:%S')}  {foreign.line(text)}")
 
 
 def _made(state: Path) -> Path:
-    """Return a folder of state, made if it is not there."""
+    """Return a folder of state, made if it is not there, that nobody but this user can look into.
+
+    One that others may read is closed to them if it is empty or ours, which its file `lock` tells.
+
+    Raises:
+        ConfigError: it cannot be made, or is somebody else's, or holds something else.
+    """
+    what = f"--state {str(state)!r}"
     try:
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = state.stat()
+        if found.st_uid != os.geteuid():
+            raise ConfigError(f"{what}: it is another user's; name a folder of your own")
+        if found.st_mode & 0o077:
+            if any(state.iterdir()) and not (state / "lock").is_file():
+                mode = stat.S_IMODE(found.st_mode)
+                raise ConfigError(f"{what}: others may look into it (mode {mode:o}): chmod 700, or name a new folder")
+            state.chmod(0o700)
     except OSError as error:
-        raise ConfigError(f"--state {str(state)!r}: cannot be made ({error.strerror})") from error
+        raise ConfigError(f"{what}: cannot be made or closed to others ({error.strerror})") from error
     return state.absolute()
 
 

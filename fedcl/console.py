@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from fedcl import foreign
 from fedcl.log import own_accuracy, seen_accuracy
 
 Event = Mapping[str, Any]
@@ -99,7 +100,7 @@ class OnTerminal:
 
     def _say(self, text: str) -> None:
         if not self._quiet:
-            self._console.print(escape(text), soft_wrap=True)
+            self._console.print(escape(foreign.plain(text)), soft_wrap=True)
 
 
 class Progress(OnTerminal):
@@ -148,7 +149,7 @@ class Progress(OnTerminal):
         return Text(" · ".join(parts), no_wrap=True, overflow="ellipsis")
 
     def _warn(self, text: str, style: str = "yellow") -> None:
-        self._errors.print(escape(text), style=style, soft_wrap=True)
+        self._errors.print(escape(foreign.plain(text)), style=style, soft_wrap=True)
 
     def _left(self) -> str:
         if self._seconds is None or not self._rounds:
@@ -231,7 +232,7 @@ class Progress(OnTerminal):
 
     def _on_client_error(self, event: Event) -> None:
         what = f"client {event['client']} failed in round {event['round']}: {event['error']}"
-        self._warn(f"{what}\n{event['traceback']}", "red")
+        self._warn(f"{foreign.line(what)}\n{foreign.quoted(event['traceback'])}", "red")
 
 
 def _row(table: Table, name: str, value: str, note: str) -> None:

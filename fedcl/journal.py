@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from fedcl import foreign, writing
 from fedcl.errors import FederationError
 
 Event = dict[str, Any]
@@ -40,7 +41,7 @@ def replace_file(path: Path, parts: Iterable[Any], *, sync: bool) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
-        with open(temporary, "xb") as file:
+        with open(writing.descriptor(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
             for each in parts:
                 file.write(each)
             if sync:
@@ -148,7 +149,7 @@ class Journal:
         """
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.path, self.listeners = folder, folder / EVENTS, tuple(listeners)
-        self._file = open(self.path, "a+b")  # noqa: SIM115 (open for the whole run; see close)
+        self._file = writing.appending(self.path)  # open for the whole run; see close
         self._cut(self._last_line_end())
 
     def __enter__(self) -> "Journal":
@@ -214,10 +215,16 @@ class Journal:
         """Iterate over the events written so far (see `read_events`)."""
         return read_events(self.folder)
 
-    def error(self, text: str) -> None:
-        """Append a failure, such as a client's traceback, to error.log."""
-        with open(self.folder / ERRORS, "a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text.rstrip("\n") + "\n")
+    def error(self, text: str, quoted: str = "") -> None:
+        """Append a failure to error.log.
+
+        Args:
+            text: our own words; what they repeat of others' is one line without control characters (`fedcl.foreign`).
+            quoted: others' words, such as a client's traceback: each line is marked.
+        """
+        held = f"{foreign.plain(text).rstrip()}\n" + (f"{foreign.quoted(quoted)}\n" if quoted.strip() else "")
+        with writing.appending(self.folder / ERRORS) as file:
+            file.write(held.encode("utf-8", "backslashreplace"))
 
     def sync(self) -> None:
         """Force everything written so far onto the disk."""

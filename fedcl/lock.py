@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
+from fedcl import writing
 from fedcl.errors import ConfigError
 
 TRIES, BETWEEN = 5, 0.02  # attempts at a lock that is held, and seconds between two
@@ -26,7 +27,7 @@ class Lock:
         Raises:
             ConfigError: another process has it.
         """
-        opened = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        opened = writing.descriptor(self._path, os.O_RDWR | os.O_CREAT, writing.OWN)
         if not _taken(opened):
             os.close(opened)
             folder = self._path.parent

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fedcl import config, registry, track
+from fedcl import config, registry, track, writing
 from fedcl.answers import Tensors
 from fedcl.config import Scenario
 from fedcl.distribution import installed
@@ -88,8 +88,10 @@ def claimed(folder: Path) -> Iterator[None]:
             expected = isinstance(error, ConfigError | FederationError)
             what = str(error) if expected else f"{type(error).__name__}: {error}"
             text = f"{FAILED}{' '.join(what.split())}\n" + ("" if expected else traceback.format_exc())
-            with suppress(OSError), open(folder / ERRORS, "a", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(text)  # not where the disk is full: the error itself is told all the same
+            with suppress(OSError), writing.appending(folder / ERRORS) as file:
+                file.write(
+                    text.encode("utf-8", "backslashreplace")
+                )  # not where the disk is full: the error itself is told all the same
             raise
 
 

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fedcl import writing
+
 WANTED = "FEDCL_PROFILE"  # in the environment of a worker whose marks are wanted
 # In the order of a round. Workers' phases lie within the server's waiting, one beside the other.
 SERVER = ("selection", "broadcast", "waiting", "reduce", "update", "consolidation", "evaluation", "checkpoint")
@@ -111,7 +113,7 @@ def table(found: dict[str, Any]) -> str:
 
 def write(folder: Path, marks: list[Mark]) -> None:
     """Write profile.json and trace.json (Chrome's trace event format) into a run directory."""
-    (folder / "profile.json").write_text(json.dumps(summary(marks), indent=2) + "\n")
+    writing.write(folder / "profile.json", json.dumps(summary(marks), indent=2) + "\n")
     first, server = min((mark.begin for mark in marks), default=0.0), os.getpid()
     events: list[dict[str, Any]] = [
         {
@@ -129,4 +131,4 @@ def write(folder: Path, marks: list[Mark]) -> None:
         }
         for mark in marks
     ]  # fmt: skip
-    (folder / "trace.json").write_text(json.dumps({"traceEvents": events}) + "\n")
+    writing.write(folder / "trace.json", json.dumps({"traceEvents": events}) + "\n")

@@ -15,7 +15,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
-from fedcl import names, orders, withholding
+from fedcl import foreign, names, orders, withholding
 from fedcl.errors import FederationError
 from fedcl.orders import (
     ClientError,
@@ -172,13 +172,18 @@ def decode(record: RecordDict) -> Any:
 def _entries(name: str, entry: type, listed: Any) -> list[Any]:
     """Return the entries about single clients that facts list."""
     try:
-        entries = [entry(**each) for each in listed]
-    except TypeError as error:
+        entries = [entry(**{key: _plain(value) for key, value in each.items()}) for each in listed]
+    except (TypeError, AttributeError) as error:
         raise BadMessage(f"a list of {name} that is none: {error}") from error
     for each in entries:
         if not all(SOUND_ENTRY[one.type](getattr(each, one.name)) for one in fields(entry)):
             raise BadMessage(f"an entry of {name!r} that is not what it should be")
     return entries
+
+
+def _plain(value: Any) -> Any:
+    """Return a value of an entry, a text as it may be printed; one that must be a line is cut to one later."""
+    return foreign.plain(value) if isinstance(value, str) else value
 
 
 def _are_figures(value: Any) -> bool:

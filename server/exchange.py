@@ -9,7 +9,7 @@ import numpy as np
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from fedcl import wire
+from fedcl import foreign, wire
 from fedcl.interrupt import StopRequest
 from fedcl.orders import Array, ClientError, Order, Reply
 from fedcl.timing import doing
@@ -58,8 +58,8 @@ def silence(message: Message | None) -> tuple[str, str]:
     """Return why a message brings no reply (did not come, or is an error) and its traceback, if any."""
     if message is None:
         return "no answer within server.deadline", ""
-    reason = (message.error.reason or "")[-FACTS:]
-    return (reason.strip().splitlines() or ["no reason given"])[-1][:SENTENCE], reason
+    reason = foreign.plain((message.error.reason or "")[-FACTS:])
+    return foreign.line((reason.strip().splitlines() or ["no reason given"])[-1])[:SENTENCE], reason
 
 
 def post(

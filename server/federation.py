@@ -15,7 +15,7 @@ import numpy as np
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from fedcl import config, models, plan, rundir
+from fedcl import config, foreign, models, plan, rundir
 from fedcl.answers import Layout, Tensors, answer_layout
 from fedcl.config import Scenario
 from fedcl.digest import digest
@@ -259,8 +259,8 @@ class Federation:
 
     def client_error(self, round: int, error: ClientError) -> None:
         """Write a client's failure into the journal and, with its traceback, into error.log."""
-        self.journal.write({"event": "client_error", "round": round, **vars(error)})
-        self.journal.error(f"round {round}, client {error.client}: {error.error}\n{error.traceback}")
+        self.journal.write({"event": "client_error", "round": round, **vars(error), "error": foreign.line(error.error)})
+        self.journal.error(f"round {round}, client {error.client}: {foreign.line(error.error)}", error.traceback)
 
     def report(self, round: int, event: Mapping[str, Any]) -> None:
         """Write what a method has to tell, if anything, into the journal."""

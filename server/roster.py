@@ -9,13 +9,14 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from fedcl import wire
+from fedcl import foreign, wire
 from fedcl.errors import FederationError
 from fedcl.fingerprint import fingerprint
 from fedcl.interrupt import StopRequest
 from fedcl.journal import Journal
 from fedcl.orders import Ints, empty
 from fedcl.real.nodes import Member
+from server.exchange import silence
 from server.names import WARDS, Table, impostor, joined
 
 POLL = 0.1  # seconds between looks at a grid that does not wait by itself
@@ -105,7 +106,7 @@ class Roll:
     def _hear(self, node: int, reply: Message) -> list[Hello]:
         """Return what a node says, nothing if it may not take part."""
         if reply.has_error():
-            reason = (reply.error.reason or "no reason given").strip().splitlines()[-1]
+            reason, _ = silence(reply)
             return self._put_off(node, f"node {node} could not introduce itself: {reason}")
         hello, why = introduced(reply, self.config)
         if self.member:
@@ -127,7 +128,7 @@ class Roll:
     def _refuse(self, why: str) -> None:
         if why and why not in self._told:
             self._told.add(why)
-            self.refused(why)
+            self.refused(foreign.line(why))
 
     def announce(self, journal: Journal, round: int, found: Roster) -> None:
         """Write into the journal whose number is whose, once a client, where there is more to tell than the number.

@@ -290,7 +290,7 @@ def test_statistics_of_more_samples_than_a_task_has_are_refused(method: str, tmp
 def test_a_node_with_a_least_count_answers_for_all_samples_of_a_client_or_not_at_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every answer that leaves has the counts that the server knows: none is refused; one client's visits stay there."""
+    """Every answer has the counts that the server knows: none is refused, one client's visits stay there."""
     monkeypatch.setenv("FEDCL_MIN_COUNT", "4")
     uneven = "stream.partition={kind: 'tests.federations:Uneven', sizes: [3, 14, 5]}"
     assert sit(tmp_path / "run", Nodes(2), tiny(uneven, "evaluate.clients=0")) == "finished"

@@ -51,6 +51,11 @@ def events(folder: Path, kind: str) -> list[Plain]:
     return [event for event in read_events(folder / "run") if event["event"] == kind]
 
 
+def federation_of(folder: Path) -> str:
+    """Return the name of the federation that a folder's run was."""
+    return str(json.loads((folder / "run/sittings").read_text())["federation"])
+
+
 def write(path: Path, x: Any, y: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez(path, x=np.asarray(x, np.float32), y=np.asarray(y))
@@ -125,7 +130,7 @@ def test_a_record_holds_the_samples_and_their_numbers(tmp_path: Path) -> None:
     federation(scenario, tmp_path, tmp_path / "data")
     kept, scenario_hash = Folder(tmp_path / "nodes/1"), config_hash(scenario)
     record = opened(kept.read(1, 4), site(as_text(scenario)).record, 1, 4, scenario_hash)[0]
-    ledger = loaded(kept.ledger(1), scenario_hash)
+    ledger = loaded(kept.ledger(1, federation_of(tmp_path)), scenario_hash)
     own = [f"{folder}task-{task:03d}/a.npz" for folder in ("", "test/") for task in (0, 1)]
     assert [(each.path, each.number, each.task) for each in ledger] == list(
         zip(own, (0, 12, 24, 32), (0, 1) * 2, strict=True)
@@ -200,7 +205,7 @@ def test_what_has_arrived_since_a_visit_is_the_next_task(tmp_path: Path) -> None
     assert all(15 <= n <= 30 for n in first.values())  # about a fifth of 30 is held out
     assert stocks[-1]["items"][0].keys() == {"0", "1", "2"}
     assert results["metrics"]["acc"] == pytest.approx(0.886, abs=0.01)  # pooled over the clients' own test items
-    ledger = json.loads((tmp_path / "nodes/0/client-000000/arrivals.json").read_text())
+    ledger = json.loads(Folder(tmp_path / "nodes/0").ledger(0, federation_of(tmp_path)))
     assert [(each[0], each[3], each[4]) for each in ledger["arrivals"]] == [
         ("a.npz", 0, 0), ("b1.npz", 30, 1), ("b2.npz", 50, 2)
     ]  # fmt: skip
@@ -411,7 +416,7 @@ def test_a_simulation_has_no_folders_of_its_clients(tmp_path: Path) -> None:
 
 def test_the_place_in_flowers_context_keeps_a_ledger_too() -> None:
     kept = place({}, flower.context({}, {}).state)
-    assert kept.ledger(3) == b""
-    kept.keep_ledger(3, b"[]")
-    assert kept.ledger(3) == b"[]"
+    assert kept.ledger(3, "one") == b""
+    kept.keep_ledger(3, "one", b"[]")
+    assert (kept.ledger(3, "one"), kept.ledger(3, "two")) == (b"[]", b"")
     assert [kept.told(3, "a"), kept.told(3, "a"), kept.told(3, "")] == [True, False, True]

@@ -16,7 +16,7 @@ from shutil import rmtree
 from typing import Any
 
 import fedcl
-from fedcl import rundir
+from fedcl import rundir, writing
 from fedcl.engine.cluster import Node, nodes, worker_environment
 from fedcl.errors import ConfigError
 
@@ -58,7 +58,7 @@ def look(folder: str, key: str, token: str) -> Sight:
     here, refused = Path(folder), ""
     reads = holds(here / DRIVER, token)
     try:
-        (here / key).write_text(token)
+        writing.write(here / key, token)
     except OSError as error:
         refused = str(error)
     return Sight(reads=reads, refused=refused, versions=versions())
@@ -104,7 +104,7 @@ def _meeting(folder: Path, token: str) -> Iterator[Path]:
     place = folder / f".nodes-{token}"
     place.mkdir()
     try:
-        (place / DRIVER).write_text(token)
+        writing.write(place / DRIVER, token)
         yield place
     finally:
         rmtree(place, ignore_errors=True)  # a late node may still write there

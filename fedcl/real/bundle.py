@@ -10,7 +10,7 @@ import io
 import zipfile
 from pathlib import Path
 
-from fedcl import __version__
+from fedcl import __version__, writing
 
 MOST = 1 << 16  # bytes; Flower allows 10 MB
 MANIFEST = ".info/CONTENT"  # Flower's list of the files, with their hashes
@@ -39,7 +39,7 @@ def write(folder: Path) -> Path:
     """Write the app that is submitted, and return its folder."""
     app = folder / "fedcl"
     app.mkdir(parents=True, exist_ok=True)
-    (app / FILE).write_text(TEXT)
+    writing.write(app / FILE, TEXT)
     return app
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedcl import foreign, writing
 from fedcl.errors import FederationError
 from fedcl.real import gate
 from fedcl.real.secret import forget_secret, is_secret_there
@@ -91,7 +92,7 @@ class Link:
         gate.write_commands(self.commands, gate.SERVER, self.home)
         lines = ["[superlink]", f'default = "{CONNECTION}"', "", f"[superlink.{CONNECTION}]"]
         lines += [f'address = "{self.reached}"', secured, ""]
-        (self.home / "config.toml").write_text("\n".join(lines))
+        writing.write(self.home / "config.toml", "\n".join(lines))
 
     def forget_secret(self) -> None:
         """Take away the secret of a SuperLink that is gone."""
@@ -156,11 +157,11 @@ def read_answer(what: str, out: str, errors: str) -> Mapping[str, Any]:
     try:
         answer = json.loads(out)
     except ValueError as error:
-        said = " ".join((errors or out).split()) or "nothing"
+        said = foreign.line(errors or out) or "nothing"
         raise FederationError(f"flwr {what} failed: {said[:300]}") from error
     if not isinstance(answer, dict) or not answer.get("success"):
         reason = answer.get("error-message", answer) if isinstance(answer, dict) else answer
-        raise FederationError(f"flwr {what} failed: {' '.join(str(reason).split())[:300]}")
+        raise FederationError(f"flwr {what} failed: {foreign.line(str(reason))[:300]}")
     return answer
 
 

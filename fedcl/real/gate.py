@@ -16,6 +16,7 @@ from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
+from fedcl import writing
 from fedcl.errors import FederationError
 from fedcl.real import bundle
 from fedcl.real.secret import show_secret
@@ -50,7 +51,7 @@ def write_commands(folder: Path, side: str, home: Path) -> None:
     for command in sorted({*TASK_TYPE_TO_COMMAND.values(), EXECUTOR} | ({COMMAND_LINE} if side == SERVER else set())):
         line = f'FLWR_HOME={shlex.quote(str(home))} exec {shlex.join(command_line(side, command))} "$@"'
         path = folder / command
-        path.write_text(f"#!/bin/sh\n{line}\n")
+        writing.write(path, f"#!/bin/sh\n{line}\n", 0o700)
         path.chmod(0o700)
 
 

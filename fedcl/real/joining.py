@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedcl import certs, files
+from fedcl import certs, files, foreign
 from fedcl.errors import ConfigError
 from fedcl.interrupt import LOOK, StopRequest
 from fedcl.names import Hosted
@@ -33,8 +33,13 @@ CONNECTED, ALONE = "SuperNode ID:", "Connection attempt failed"  # what a SuperN
 REASONS = {
     r"code: 2004|Failed to activate": "refused: its key is not registered there, or its last connection has not "
     "expired yet (up to a minute)",
-    r"CERTIFICATE_VERIFY_FAILED|certificate verify failed": "refused: the server's certificate is not signed by --tls, "
-    "or is for other hosts",
+    r"certificate has expired|CERT_HAS_EXPIRED": "refused: the server's certificate has expired (the server's operator "
+    "renews it: fedcl certs DIR), or this machine's clock is wrong",
+    r"certificate is not yet valid|CERT_NOT_YET_VALID": "refused: the server's certificate is not valid yet: this "
+    "machine's clock is behind, or the server's was ahead",
+    r"[Hh]ostname mismatch|IP address mismatch|is not valid for": "refused: the server's certificate is for other "
+    "hosts than the one in --server (the server's operator adds it: fedcl certs DIR --host NAME)",
+    r"CERTIFICATE_VERIFY_FAILED|certificate verify failed": "refused: the server's certificate is not signed by --tls",
     r"WRONG_VERSION_NUMBER|record layer failure|SSL": "no TLS is spoken there, or another version of it (--tls)",
     r"ConnectError|Connection refused|ConnectTimeout|timed out": "the server is not reached",
 }
@@ -140,9 +145,9 @@ def name_by(key: Path | None) -> str:
 
 
 def activity_line(done: Mapping[str, Any]) -> str:
-    """Return a line of the activity file in words."""
+    """Return a line of the activity file in words; its errors repeat what a server has sent."""
     if done.get("error"):
-        return f"{done['kind']}: {done['error']}"
+        return foreign.line(f"{done['kind']}: {done['error']}")
     clients, named = done.get("clients", []), done.get("names", [])
     if done["kind"] == "faults":
         return faults_line(clients[0], done["count"], done["first"])
@@ -156,7 +161,7 @@ def faults_line(client: int, count: int, first: Sequence[str]) -> str:
     if not count:
         return f"client {client}: nothing in its folder is left out any more"
     shown = f" (all of them: records/client-{client:06d}/faults.txt)" if count > len(first) else ""
-    return f"client {client}: {count} fault{'s' * (count > 1)} in its folder: {'; '.join(first)}{shown}"
+    return f"client {client}: {count} fault{'s' * (count > 1)} in its folder: {foreign.line('; '.join(first))}{shown}"
 
 
 def meaning(said: str) -> str:
@@ -164,5 +169,5 @@ def meaning(said: str) -> str:
     for pattern, reason in REASONS.items():
         if re.search(pattern, said):
             return reason
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    return f"the SuperNode ended ({lines[-1][:200] if lines else 'it said nothing'})"
+    lines = [line for line in said.splitlines() if line.strip()]
+    return f"the SuperNode ended ({foreign.line(lines[-1])[:200] if lines else 'it said nothing'})"

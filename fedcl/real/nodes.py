@@ -1,12 +1,11 @@
 """The nodes that may take part: their public keys in the server's folder, registered with the SuperLink."""
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedcl import certs, files
+from fedcl import certs, files, writing
 from fedcl.errors import ConfigError, nearest
 from fedcl.journal import write_json
 from fedcl.real.flower import Link
@@ -68,7 +67,7 @@ class Nodes:
             _check(key, self._folder / key.name)
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for key in keys:
-            shutil.copyfile(key, self._folder / key.name)
+            writing.write(self._folder / key.name, key.read_bytes())
         return [key.stem for key in keys]
 
     def remove(self, names: Sequence[str], link: Link | None) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from fedcl import writing
+
 PR_SET_PDEATHSIG = 1
 GRACE = 10.0  # seconds that a child has to end by itself
 
@@ -26,7 +28,7 @@ class Child:
     def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
         self.name, self.log = name, log
         self._began = self._heard = log.stat().st_size if log.exists() else 0
-        with open(log, "ab") as out:
+        with writing.appending(log) as out:
             self._process = subprocess.Popen(
                 command, env=dict(environment), stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
                 start_new_session=True, preexec_fn=_die_with_parent,

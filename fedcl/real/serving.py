@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedcl import lock
+from fedcl import foreign, lock
 from fedcl.errors import FederationError
 from fedcl.interrupt import LOOK, Stopped, StopRequest
 from fedcl.journal import ERRORS, EVENTS, failure, finished
@@ -166,4 +166,4 @@ class Server:
 
 
 def _last_line(text: str) -> str:
-    return ([line.strip() for line in text.splitlines() if line.strip()] or ["it said nothing"])[-1][:300]
+    return foreign.line(([line for line in text.splitlines() if line.strip()] or ["it said nothing"])[-1])[:300]

@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Group
 from rich.text import Text
 
+from fedcl import foreign
 from fedcl.chart import bar, curve
 from fedcl.console import Event, Progress, duration, fraction
 from fedcl.log import seen_accuracy
@@ -96,7 +97,7 @@ class RunView(Progress):
 
     def _on_client_error(self, event: Event) -> None:
         self._failures += 1
-        self._failure = f"client {event['client']} in round {event['round']}: {event['error']}"
+        self._failure = f"client {event['client']} in round {event['round']}: {foreign.line(event['error'])}"
         super()._on_client_error(event)
 
     def _on_end(self, event: Event) -> None:
