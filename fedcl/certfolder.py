@@ -175,9 +175,9 @@ def _write(file: File, data: bytes) -> None:
     """Write a file whole or not at all; a private key is never readable to others, not even while it is written."""
     temporary = file.path.with_name(f".{file.path.name}.{secrets.token_hex(4)}.tmp")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-    opened = writing.descriptor(temporary, flags, writing.OWN if file.secret else 0o644)
+    mode = writing.OWN if file.secret else 0o644
     try:
-        with open(opened, "wb") as stream:
+        with open(writing.descriptor(temporary, flags, mode), "wb") as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
