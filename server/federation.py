@@ -164,7 +164,7 @@ class Federation:
         return state
 
     def _restored(self, found: checkpoint.Snapshot) -> State:
-        """Return the state of a checkpoint, in which numbers that the operator has freed since are nobody's."""
+        """Return a checkpoint's state, in which numbers that the operator has freed since are nobody's."""
         state, timeline = restored(found, config.config_hash(self.scenario)), self.stream.timeline
         return begun_anew(state, self.roll.table.held.anew, timeline.begin if timeline.open else empty())
 

@@ -159,7 +159,7 @@ def test_a_failed_client_is_told_at_once_by_name_and_round_even_when_quiet():
             {"event": "client_error", "round": 7, "client": 3, "error": "ValueError: [bold]", "traceback": "File a\nb"}
         )
     assert said.getvalue() == ""
-    assert errors.getvalue() == "client 3 failed in round 7: ValueError: [bold]\nFile a\nb\n"
+    assert errors.getvalue() == "client 3 failed in round 7: ValueError: [bold]\n  | File a\n  | b\n"
 
 
 def test_a_run_that_goes_on_knows_its_rounds_and_last_accuracy():

@@ -63,11 +63,10 @@ class Nodes:
         Raises:
             ConfigError: a file is no public key, or another key has its name already; nothing is taken in.
         """
-        for key in keys:
-            _check(key, self._folder / key.name)
+        held = {key: _checked(key, self._folder / key.name) for key in keys}
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for key in keys:
-            writing.write(self._folder / key.name, key.read_bytes())
+        for key, data in held.items():
+            writing.write(self._folder / key.name, data)
         return [key.stem for key in keys]
 
     def remove(self, names: Sequence[str], link: Link | None) -> None:
@@ -102,7 +101,7 @@ class Nodes:
         return fresh
 
 
-def _check(key: Path, kept: Path) -> None:
+def _checked(key: Path, kept: Path) -> bytes:
     data = files.named(key, "nodes add", files.KEY)
     if key.suffix != ".pub":
         raise ConfigError(f"{str(key)!r}: name the public key, NAME.pub, which fedcl certs has made beside NAME.key")
@@ -113,6 +112,7 @@ def _check(key: Path, kept: Path) -> None:
         raise ConfigError(f"{str(key)!r} is no public key of a node ({error})") from error
     if kept.exists() and kept.read_bytes() != data:
         raise ConfigError(f"node {key.stem!r} has another key already: fedcl server nodes remove {key.stem} first")
+    return data
 
 
 def read_link(state: Path) -> Link:
