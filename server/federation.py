@@ -98,7 +98,6 @@ class Federation:
         Args:
             state: folder of the clients' records; None: the nodes keep them.
             member: tells who has an id of Flower's; None: anybody may take part.
-            wards: how many clients one node may have at most.
         """
         text = as_text(scenario)
         scenario, stream = world(text)

@@ -243,7 +243,7 @@ def test_a_failed_run_goes_on_once_the_cause_is_gone(stack: int, tmp_path: Path)
     assert found["metrics"] == expected["metrics"]
     assert errors(folder) == []
     assert [event["round"] for event in rounds(folder)] == [1, 2, 3, 4]
-    assert (folder / "error.log").read_text().count("the disk is full\nTraceback") == 8
+    assert (folder / "error.log").read_text().count("the disk is full\n  | Traceback") == 8
 
 
 def tampered(reply: TrainReply, fault: str) -> TrainReply:
