@@ -95,7 +95,7 @@ PLACES: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "journal": ("events.jsonl", Journal),
     "error.log": ("error.log", _error),
     "error.log of a failure": ("error.log", _claim),
-    "gate": ("flwr-clientapp", gate.write_commands),
+    "gate": ("flwr-clientapp", lambda folder: gate.write_commands(folder, gate.NODE, folder)),
     "a child's log": ("node.log", lambda folder: Child("node", ["true"], {}, folder / "node.log").stop()),
     "connection": ("flwr/config.toml", lambda folder: link_of(folder, host="a", port=1, tls=None, auth=False)
                    .write_connection()),

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fedcl import writing
 from fedcl.errors import FederationError
 from fedcl.real.access import SECRET_HEADER
 
@@ -23,9 +24,8 @@ def make_secret(folder: Path) -> str:
     """Write a new secret into a folder in one step, whatever stands at its name, and return it."""
     fresh, secret = folder / f".{NAME}-{os.getpid()}", secrets.token_hex(32)
     fresh.unlink(missing_ok=True)
-    opened = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with open(opened, "w") as file:
-        file.write(secret)
+    with open(writing.descriptor(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, writing.OWN), "wb") as file:
+        file.write(secret.encode())
     fresh.replace(folder / NAME)
     return secret
 
