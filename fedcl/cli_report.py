@@ -9,7 +9,9 @@ OK = 0
 
 
 def report(
-    directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Run directories, or sweeps.")],
+    directories: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="Run directories, sweeps, or folders with such below them.")
+    ],
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Where to write; default: report.html.")] = None,
     figures: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Every figure besides, as SVG and PDF for papers.")

@@ -120,6 +120,7 @@ class Progress(OnTerminal):
         self._rate: float | None = None
         self._seconds: float | None = None
         self._last: float | None = None  # when the round before ended
+        self._counted = 0  # rounds that were seen
 
     def shown(self) -> Text:
         """Return the live line."""
@@ -144,15 +145,23 @@ class Progress(OnTerminal):
         if not self._round:
             return Text("starting ...")
         loss = UNKNOWN if self._loss is None else f"{self._loss:.4f}"
-        parts = [f"round {self._round}/{self._rounds or '?'}", self._tasks, f"loss {loss}"]
-        parts += [f"accuracy {fraction(self._accuracy)}", f"{rate(self._rate)} client updates/s", f"ETA {self._left()}"]
-        return Text(" · ".join(parts), no_wrap=True, overflow="ellipsis")
+        head = [f"round {self._round}/{self._rounds or '?'}", self._tasks]
+        middle = [f"loss {loss}", f"accuracy {fraction(self._accuracy)}"]
+        eta, speed = f"ETA {self._left()}", rate(self._rate)
+        for parts in (  # what a narrow terminal has no room for goes, the time that is left never
+            [*head, *middle, f"{speed} client updates/s", eta], [*head, *middle, f"{speed}/s", eta],
+            [*head, *middle, eta], [head[0], *middle, eta], [head[0], eta],
+        ):  # fmt: skip
+            text = " · ".join(parts)
+            if len(text) <= self._console.width:
+                break
+        return Text(text, no_wrap=True, overflow="ellipsis")
 
     def _warn(self, text: str, style: str = "yellow") -> None:
         self._errors.print(escape(foreign.plain(text)), style=style, soft_wrap=True)
 
     def _left(self) -> str:
-        if self._seconds is None or not self._rounds:
+        if self._seconds is None or not self._rounds or self._counted < 2:  # the first round compiles and warms up
             return UNKNOWN
         return duration(self._seconds * (self._rounds - self._round))
 
@@ -164,7 +173,10 @@ class Progress(OnTerminal):
             self._warn(f"note: {note}")
 
     def _on_round(self, event: Event) -> None:
-        self._seconds = _mean(self._seconds, self._took(event))
+        took = self._took(event)
+        # The first round warms up, 30 times as long as another where it is short: the second one counts alone.
+        self._seconds = took if self._counted < 2 else _mean(self._seconds, took)
+        self._counted += 1
         self._round, self._tasks = event["round"], _tasks(event["tasks"])
         self._loss = sum(event["loss"].values()) if event["loss"] else None
         if event["seconds"] > 0:

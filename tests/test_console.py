@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from fedcl import console
 from fedcl.console import Progress, duration, fraction, rate, size, table
 from fedcl.log import seen_accuracy
 
@@ -88,9 +89,29 @@ def test_the_line_holds_round_tasks_loss_accuracy_rate_and_time_left():
     assert progress.line().plain == "starting ..."
     for event in (START, ROUND, EVALUATION):
         progress(event)
-    assert progress.line().plain == (
-        "round 4/10 · task 0, 1 · loss 0.7500 · accuracy 0.375 · 4.00 client updates/s · ETA 3 s"
-    )
+    begun = "round 4/10 · task 0, 1 · loss 0.7500 · accuracy 0.375 · 4.00 client updates/s · ETA "
+    assert progress.line().plain == begun + "-"  # the first round warms up: it says nothing of the others
+
+
+def test_the_first_time_left_is_that_of_the_second_round(monkeypatch):
+    progress, _, _ = recorded()
+    clock = iter([100.0, 100.5])
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
+    for event in (START, {**ROUND, "round": 1, "seconds": 30.0}, {**ROUND, "round": 2, "seconds": 0.5}):
+        progress(event)
+    assert progress.line().plain.endswith("ETA 4 s")  # 8 rounds of half a second
+
+
+@pytest.mark.parametrize("width", [24, 40, 60, 79, 80, 100])
+def test_the_line_fits_its_terminal_and_keeps_the_time_left(width):
+    progress = Progress(Console(file=io.StringIO(), width=width))
+    for event in ({**START, "rounds": 1500}, {**ROUND, "round": 998, "tasks": [10, 11, 12, 13]},
+                  {**ROUND, "round": 999, "tasks": [10, 11, 12, 13]}, EVALUATION):  # fmt: skip
+        progress(event)
+    line = progress.line().plain
+    assert len(line) <= width
+    assert " · ETA " in line
+    assert ("loss" in line) == (width >= 60)
 
 
 def test_many_tasks_at_once_are_a_range():

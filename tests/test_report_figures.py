@@ -187,12 +187,52 @@ def test_where_and_how_fast_a_run_was_is_no_difference(tmp_path: Path) -> None:
     ]
     found = groups.grouped(runs)
     assert [group.numbers for group in found] == [[1, 2], [3]]
-    assert [group.name for group in found] == ["epochs=3 batch=16", "epochs=2 batch=8"]
+    assert [group.name for group in found] == ["epochs 3", "epochs 2"]
 
 
 def test_groups_are_named_by_the_part_that_differs_not_by_its_settings(tmp_path: Path) -> None:
     runs = [run_of(tmp_path / name, f"server.method={name}") for name in ("fedavg", "fot")]
     assert [group.name for group in groups.grouped(runs)] == ["fedavg", "fot"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            ["client.method=finetune", "client.method=er client.memory.size=50", "client.method=er", "group=joint"],
+            ["finetune", "er, size 50", "er, size 24", "joint"],
+        ),
+        (["client.method=er", "group=local-only", "group=single-task"], ["er", "local-only", "single-task"]),
+        (
+            ["client.optimizer.lr=0.1", "client.optimizer.lr=0.2", "client.optimizer.lr=0.4"],
+            ["lr 0.1", "lr 0.2", "lr 0.4"],
+        ),
+        (
+            [
+                f"client.method={m} client.epochs={e} client.batch={b}"
+                for m in ("er", "der")
+                for e, b in ((1, 8), (2, 4))
+            ],
+            ["er, epochs 1", "er, epochs 2", "der, epochs 1", "der, epochs 2"],
+        ),
+    ],
+)
+def test_runs_are_named_by_what_differs(tmp_path: Path, changes: list[str], expected: list[str]) -> None:
+    runs = [run_of(tmp_path / str(i), *each.split()) for i, each in enumerate(changes)]
+    assert [group.name for group in groups.grouped(runs)] == expected
+
+
+def test_a_folder_stands_for_all_runs_below_it(tmp_path: Path) -> None:
+    """At any depth, in the order of their paths; a folder that is a run is that run, one without any is refused."""
+    for where in ("er/1", "er/2", "deep/er/below"):
+        run_of(tmp_path / "runs" / where)
+    (tmp_path / "empty").mkdir()
+    found = page.read([tmp_path / "runs", tmp_path / "runs" / "er" / "1"]).runs
+    assert [run.directory.relative_to(tmp_path).as_posix() for run in found] == [
+        "runs/deep/er/below", "runs/er/1", "runs/er/2",
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match="holds no run"):
+        page.read([tmp_path / "empty"])
 
 
 def test_a_groups_line_is_the_mean_in_a_band(tmp_path: Path) -> None:
@@ -233,8 +273,8 @@ def test_of_more_methods_than_colours_the_highest_are_named(tmp_path: Path) -> N
     assert [group.key for group in found] == ["", "", *(f"c{i}" for i in range(8))]
     drawing = svg.written(figures.against(found, Room())[0].drawing)
     assert drawing.count('class="line rest"') == 2
-    assert "batch=1<" in drawing  # as a title, not as a name beside the chart
-    assert [f">batch={i}</text>" in drawing for i in (1, 2, 3, 10)] == [False, False, True, True]
+    assert "batch 1<" in drawing  # as a title, not as a name beside the chart
+    assert [f">batch {i}</text>" in drawing for i in (1, 2, 3, 10)] == [False, False, True, True]
 
 
 # Intervals.

@@ -13,7 +13,9 @@ from fedcl.report.style import NAMED
 from fedcl.report.svg import Points
 from fedcl.statistics import Spread, spread
 
-MANY_SETTINGS = 2  # in a name; groups that differ in more are numbered
+ORACLES = ("joint", "local-only", "single-task")
+# Settings that name a run before all others.
+FIRST = ("stream.joint", "model.personal", "client.method.name", "server.method.name", "client.curriculum.order")
 
 
 @dataclass(frozen=True)
@@ -126,17 +128,63 @@ def _names(firsts: Sequence[Run]) -> list[str]:
     labels = [run.labels for run in firsts]
     axes = list(dict.fromkeys(axis for each in labels for axis in each))
     varying = [axis for axis in axes if len({each.get(axis) for each in labels}) > 1]
-    configs = [_compared(run, "name") for run in firsts]
-    keys = _leading(differing(configs))
-    few = keys if len(keys) <= MANY_SETTINGS else []
     for tried in (
         [" ".join(_said(axis, each[axis]) for axis in varying if axis in each) for each in labels],
         [run.name for run in firsts],
-        [" ".join(_said(key, each[key]) for key in few if key in each) for each in configs],
+        _told_apart(firsts),
     ):
         if all(tried) and len(set(tried)) == len(firsts):
             return tried
-    return [f"run {i + 1}" for i in range(len(firsts))]
+    return [f"{run.name} in {run.directory.name}" for run in firsts]
+
+
+def _told_apart(firsts: Sequence[Run]) -> list[str]:
+    """Name runs by the few settings that tell them apart: "er, size 50", "joint"."""
+    configs = [_compared(run, "name") for run in firsts]
+    keys = differing(configs)
+    scenarios = [[run.name] if len({each.name for each in firsts}) > 1 else [] for run in firsts]
+    chosen = _telling([*_leading(keys), *keys], configs)
+    words = [
+        [*names, *filter(None, (_word(key, each.get(key, "")) for key in chosen))]
+        for names, each in zip(scenarios, configs, strict=True)
+    ]
+    return [", ".join(_shortest(each, words)) or run.name for each, run in zip(words, firsts, strict=True)]
+
+
+def _telling(keys: Sequence[str], configs: Sequence[dict[str, str]]) -> list[str]:
+    """Return the first keys, methods and oracles before all others, that tell all configurations apart."""
+    chosen: list[str] = []
+    for key in sorted(dict.fromkeys(keys), key=lambda key: FIRST.index(key) if key in FIRST else len(FIRST)):
+        if len({_values(each, [*chosen, key]) for each in configs}) > len({_values(each, chosen) for each in configs}):
+            chosen.append(key)
+    return chosen
+
+
+def _values(config: dict[str, str], keys: Sequence[str]) -> tuple[str | None, ...]:
+    return tuple(config.get(key) for key in keys)
+
+
+def _shortest(words: list[str], among: Sequence[list[str]]) -> list[str]:
+    """Return the first words that no other run begins with; all where one does. A single oracle has its own name."""
+    oracle = [each for each in ORACLES if each in words]
+    if oracle and sum(oracle[0] in each for each in among) == 1:
+        return oracle
+    for n in range(1, len(words)):
+        if sum(each[:n] == words[:n] for each in among) == 1:
+            return words[:n]
+    return words
+
+
+def _word(key: str, value: str) -> str:
+    """Return a setting as a word of a name; "" where it is off or absent."""
+    name = key.rpartition(".")[2]
+    if key == "model.personal" and value == '["*"]':
+        return "local-only"
+    if value in ("", "false", "null", "[]"):
+        return ""
+    if value == "true":
+        return name
+    return value if name in ("name", "kind", "policy", "order") else f"{name.replace('_', ' ')} {value}"
 
 
 def _leading(keys: Sequence[str]) -> list[str]:

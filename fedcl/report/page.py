@@ -14,7 +14,7 @@ from fedcl.report.groups import Group, grouped
 from fedcl.report.runs import Run, read_run
 from fedcl.report.svg import written
 from fedcl.sweeps import tables
-from fedcl.sweeps.folder import is_sweep, read_plan, run_folders
+from fedcl.sweeps.folder import below, is_sweep, read_plan, run_folders
 
 FOLDER = Path(__file__).parent
 OPEN = 3  # runs up to which all of them are unfolded
@@ -40,6 +40,7 @@ def read(directories: Sequence[Path]) -> Material:
         ConfigError: one holds no run, or is damaged.
     """
     runs: list[Run] = []
+    directories = list(dict.fromkeys(found for directory in directories for found in below(directory)))
     sweeps = [directory for directory in directories if is_sweep(directory)]
     for directory in directories:
         folders = run_folders(directory)

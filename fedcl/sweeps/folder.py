@@ -1,6 +1,7 @@
 """What lies in a sweep's folder: `sweep.json`, the journal, and a run directory for each configuration."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,19 @@ def planned_folders(out: Path) -> dict[str, Path]:
         ConfigError: the folder holds no sweep.
     """
     return {key: run_folder(out, key) for key in (str(point["key"]) for point in read_plan(out)["points"])}
+
+
+def below(folder: Path) -> list[Path]:
+    """Return the runs and sweeps below a folder by path; the folder itself where it is one, or has none."""
+    if is_sweep(folder) or (folder / EVENTS).is_file():
+        return [folder]
+    found = []
+    for where, inner, names in os.walk(folder):
+        inner.sort()
+        if PLAN in names or EVENTS in names:
+            found.append(Path(where))
+            inner.clear()
+    return found or [folder]
 
 
 def run_folders(directory: Path) -> list[Path]:
