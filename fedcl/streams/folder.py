@@ -26,7 +26,9 @@ from fedcl.settings import Settings, setting
 from fedcl.streams.dataset import Dataset, DatasetSettings, Ints
 from fedcl.streams.datasets import held_out
 from fedcl.streams.formats import ENDINGS, NO_LABEL, PICTURES, TABLES, Content, Unreadable, Wanted, read_picture
+from fedcl.streams.idx import balanced
 from fedcl.streams.labels import in_order
+from fedcl.streams.standard import standard_of
 from fedcl.streams.walk import Fault, File, fault, printable, walk, why
 
 MANIFEST = "tasks.yaml"
@@ -273,6 +275,10 @@ class Folder(Reading, DatasetSettings):
 
     path: str = setting("", "the folder, below data.root or absolute")
     test: float = setting(0.2, "share of every class held out, unless there is a folder test/", above=0, below=1)
+    limit: int | None = setting(None, "training items taken, classes balanced; default: all", low=1)
+    standardize: bool = setting(
+        False, "inputs with mean 0 and deviation 1 over all training items, by channel or column"
+    )
 
     def load(self, root: str | None) -> Dataset:
         """Read the folder; classes are numbered in the order of their names. What was left out is in the notes.
@@ -286,12 +292,19 @@ class Folder(Reading, DatasetSettings):
             said = f"; the first fault of {len(found.faults):,}: {found.faults[0]}" if found.faults else "; it is empty"
             raise ConfigError(f"stream.dataset.path = {self.path!r}: no item can be read{said}")
         test = self._test(found, folder)
-        x, y = found.x, found.y
+        x, y = found.x[~test], found.y[~test]
+        if self.standardize and not len(y):
+            raise ConfigError(f"stream.dataset.path = {self.path!r}: there is no training item to standardize by")
+        standard = standard_of(x) if self.standardize else None
+        if self.limit is not None:
+            taken = balanced(y, self.limit)
+            x, y = x[taken], y[taken]
         return Dataset(
-            x=x[~test],
-            y=y[~test],
-            test_x=x[test],
-            test_y=y[test],
+            x=x,
+            y=y,
+            test_x=found.x[test],
+            test_y=found.y[test],
+            standard=standard,
             classes=len(found.classes),
             scale=1 / 255 if x.dtype == np.uint8 else 1.0,
             notes=tuple(notes(found)),

@@ -14,6 +14,7 @@ from fedcl.keys import Purpose
 from fedcl.streams.dataset import Dataset, Ints
 from fedcl.streams.partition import NOBODY, Cells, Drawn, Partition, deal_class, draw_cells, group
 from fedcl.streams.schedule import NO_TASK, Timeline
+from fedcl.streams.standard import with_warning
 from fedcl.streams.tasks import DOMAIN, Task, class_masks, every_class, input_permutations, make_tasks
 
 # What the draws of Purpose.PARTITION are for.
@@ -194,7 +195,9 @@ def build_stream(scenario: Scenario, dataset: Dataset | None = None) -> Stream:
         ConfigError: the data cannot be loaded, or tasks, clients and schedule do not fit each other.
     """
     config, seed = scenario.stream, scenario.seed
-    dataset = load_dataset(scenario) if dataset is None else dataset
+    own = hasattr(config.dataset, "standardize") and not dataset
+    remedy = "set stream.dataset.standardize=true" if own else "bring every column to about mean 0 and deviation 1"
+    dataset = with_warning(load_dataset(scenario) if dataset is None else dataset, remedy)
     open_ended = getattr(config.dataset, "elsewhere", False)  # any client may have any class in any task
     tasks = every_class(config, dataset.classes) if open_ended else make_tasks(config, dataset.classes, seed)
     per_round = scenario.server.clients_per_round or config.clients
