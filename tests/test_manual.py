@@ -66,7 +66,7 @@ def test_the_example_of_a_setting_can_be_typed_and_changes_it(each: Key) -> None
 def test_a_setting_is_explained_in_a_few_lines(printed: Printed) -> None:
     assert printed("explain", "client.batch").splitlines() == [
         "client.batch",
-        "  meaning  samples a step",
+        "  meaning  samples a step; more than a client has: all of them",
         "  type     whole number, 1 to 1,000,000",
         "  default  16",
         "  example  client.batch=32",
