@@ -1,10 +1,10 @@
 """What runs in the place of Flower's commands, on a node and on the server: no app but the one that is installed here.
 
 An executor of Flower's starts `flwr-clientapp` or `flwr-serverapp` (or `flwr-agentapp`, `flwr-model`, ...: whatever the
-run is) by its name. fedcl puts a folder in front of its PATH in which each of these names leads here. The
-app's command checks the app that came and then runs the one of this installation; every other is refused. The servers
-themselves, the executor and Flower's command line are started here too: behind a gate (`fedcl.real.superlink`), or with
-the secret that it asks for (`fedcl.real.secret`). What is started in another way has no secret, and so gets nothing.
+run is) by its name. fedcl puts a folder in front of its PATH in which each of these names leads here. The app's command
+checks the app that came and then runs the one of this installation; every other is refused. The servers themselves, the
+executor and Flower's command line are started here too: behind a gate (`fedcl.real.superlink`), or with the secret that
+it asks for (`fedcl.real.secret`). What is started in another way has no secret, and so gets nothing.
 """
 
 import importlib
