@@ -65,7 +65,9 @@ def test_where_nothing_was_measured_in_time_transfer_is_absent_with_a_reason() -
     assert figure("fwt", fresh) == (None, "needs an evaluation of the fresh model (round 0)")
 
 
-@pytest.mark.parametrize("schedule", ["synchronous, rounds_per_task: 3", "own, rounds_per_task: 4, start: 4"])
+@pytest.mark.parametrize(
+    "schedule", ["synchronous, rounds_per_task: 3", "own, rounds_per_task: 4, order: same, start: 4"]
+)
 def test_forward_transfer_of_runs_is_the_definition(schedule: str, tmp_path: Path) -> None:
     """Round by round from the journal: the accuracy just before a task's first visit less that of the fresh model."""
     found = run(tiny(f"stream.schedule={{kind: {schedule}}}", "stream.clients=3", "evaluate.every=1"), tmp_path)
