@@ -6,12 +6,15 @@ A setting is changed by a keyword: its name is the setting's key, its value what
 
 import importlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from fedcl import config, rundir, timing
 from fedcl.config import Scenario
+from fedcl.console import Progress
 from fedcl.engine import choice
 from fedcl.errors import ConfigError, FederationError
 from fedcl.interrupt import STOPPED, Stopped, listening
@@ -40,7 +43,8 @@ def load(directory: Path | str) -> Result | SweepResult:
 @settled()
 def run(
     scenario: Name | Mapping[str, Any] | Scenario, *, out: Path | str | None = None, command: str = "",
-    listeners: Sequence[Listener] = (), profile: bool = False, check: bool = True, **overrides: Any,
+    listeners: Sequence[Listener] = (), profile: bool = False, check: bool = True, progress: bool | None = None,
+    **overrides: Any,
 ) -> Result:  # fmt: skip
     """Run a scenario in simulation and write its run directory.
 
@@ -51,6 +55,7 @@ def run(
         listeners: are called with every event of the journal.
         profile: write down where the time goes (`fedcl.timing`).
         check: raise if the run fails or is stopped; False: the result's `code` and `error` say so.
+        progress: show how far it is; None: in a notebook or a terminal.
         overrides: settings to change, by key: `seed=1`, `client={"method": "er"}`, `**{"client.method": "er"}`;
             `group="joint"` applies a group of them first.
 
@@ -66,13 +71,14 @@ def run(
             f"stream.dataset.name = 'local': {where}; fedcl server and fedcl client run it, there or here"
         )
     folder = rundir.create(chosen, None if out is None else Path(out))
-    return _ended(_go(chosen, folder, command, listeners, profile), check)
+    with _shown(progress) as shown:
+        return _ended(_go(chosen, folder, command, (*listeners, *shown), profile), check)
 
 
 @settled()
 def resume(
     directory: Path | str, *, command: str = "", listeners: Sequence[Listener] = (), profile: bool = False,
-    check: bool = True,
+    check: bool = True, progress: bool | None = None,
 ) -> Result:  # fmt: skip
     """Go on with a run from its last checkpoint; one that had finished stays as it is. Arguments as those of `run`.
 
@@ -84,7 +90,22 @@ def resume(
     found = read(directory)
     if finished(found.directory):
         return Result(found.directory, 0)
-    return _ended(_go(found.config, found.directory, command, listeners, profile), check)
+    with _shown(progress) as shown:
+        for each in shown:
+            each.catch_up(found.events)
+        return _ended(_go(found.config, found.directory, command, (*listeners, *shown), profile), check)
+
+
+@contextmanager
+def _shown(progress: bool | None) -> Iterator[list[Progress]]:
+    """Show how far a run is while the block runs, where that is wanted: by default where somebody looks."""
+    if progress is None:
+        progress = sys.stdout.isatty() or "ipykernel" in sys.modules
+    if not progress:
+        yield []
+        return
+    with Progress() as shown:
+        yield [shown]
 
 
 @settled()

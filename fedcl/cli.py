@@ -130,9 +130,13 @@ def _run(
     with Progress(quiet=quiet) as progress:
         if isinstance(target, Path):
             progress.catch_up(result.read(target).events)
-            outcome = api.resume(target, command=context.obj, listeners=[progress], profile=profile, check=False)
+            outcome = api.resume(
+                target, command=context.obj, listeners=[progress], profile=profile, check=False, progress=False
+            )
         else:
-            outcome = api.run(target, out=out, command=context.obj, listeners=[progress], profile=profile, check=False)
+            outcome = api.run(
+                target, out=out, command=context.obj, listeners=[progress], profile=profile, check=False, progress=False
+            )
     if profile and not quiet:
         from fedcl import timing
 

@@ -270,6 +270,12 @@ def _add_cost(table: Table, cost: Mapping[str, Any]) -> None:
         _row(table, "memory", size(memory["process"]), f"of the server at most{workers}")
 
 
+def rows(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Return the rows of the table of a run's figures: figure, value, note."""
+    columns = [[str(cell) for cell in column.cells] for column in table(results).columns]
+    return [(name, value, note.replace("\\[", "[")) for name, value, note in zip(*columns, strict=True)]
+
+
 def table(results: Mapping[str, Any]) -> Table:
     """Build the table of a run's figures from its results.json; what is unknown shows "-" and the reason."""
     shown = Table(title=escape(f"{results['name']}, seed {results['seed']}: {results['status']}"), box=SIMPLE_HEAD)

@@ -1,7 +1,9 @@
 """What a run has come to, read from its run directory."""
 
+import textwrap
 from dataclasses import dataclass
 from functools import cached_property
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,13 +26,33 @@ if TYPE_CHECKING:
     from fedcl.figure import Figure
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """A run directory, read when something of it is asked for."""
 
     directory: Path
     code: int | None = None  # of the call that has run it: 0 finished, 1 failed, 75 stopped; None: it was loaded
     error: str = ""  # why it failed
+
+    def __repr__(self) -> str:
+        """Return name, seed, status and figures in a few lines."""
+        found = self.results
+        shown = ", ".join(f"{name} {value:.3f}" for name, value in found["metrics"].items() if value is not None)
+        head = f"Result: {found['name']}, seed {found['seed']}: {found['status']}"
+        return "\n  ".join([head, *textwrap.wrap(shown, 76), str(self.directory)])
+
+    def _repr_html_(self) -> str:
+        """Return the table of figures for a notebook."""
+        from fedcl.console import rows
+
+        found = self.results
+        head = escape(f"{found['name']}, seed {found['seed']}: {found['status']}")
+        body = "".join(
+            f"<tr><td>{escape(name)}</td><td style='text-align: right'>{escape(value)}</td>"
+            f"<td style='text-align: left; opacity: .7'>{escape(note)}</td></tr>"
+            for name, value, note in rows(found)
+        )
+        return f"<table><caption>{head}</caption><tbody>{body}</tbody></table><p>{escape(str(self.directory))}</p>"
 
     @cached_property
     def config(self) -> Scenario:

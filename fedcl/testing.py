@@ -95,6 +95,11 @@ def scenario_with(reference: str) -> Scenario:
     return config.load(config.overlay(Scenario, TINY, plain))
 
 
+def _run(scenario: Scenario, *, out: Path) -> Result:
+    """Run without showing how far it is: the tests of a part are a line each."""
+    return api.run(scenario, out=out, progress=False)
+
+
 def changed(scenario: Scenario, **engine: Any) -> Scenario:
     """Return the scenario with other engine settings."""
     return config.load(config.overlay(Scenario, config.as_dict(scenario), {"engine": engine}))
@@ -107,7 +112,7 @@ def hashes(outcome: Result) -> list[str]:
 
 def stacked_equals_one_by_one(scenario: Scenario, folder: Path) -> None:
     """Training clients stacked gives the weights of training them one by one, within 1e-9 in float64."""
-    found = [api.run(changed(scenario, stack=stack), out=folder / f"stack-{stack}") for stack in (1, 3)]
+    found = [_run(changed(scenario, stack=stack), out=folder / f"stack-{stack}") for stack in (1, 3)]
     alone, stacked = (dict(each.model().named_parameters()) for each in found)
     gap = max(float((alone[name] - stacked[name]).detach().abs().max()) for name in alone)
     assert gap <= 1e-9, f"the largest difference is {gap:.2e}"
@@ -115,15 +120,15 @@ def stacked_equals_one_by_one(scenario: Scenario, folder: Path) -> None:
 
 def workers_make_no_difference(scenario: Scenario, folder: Path) -> None:
     """One Ray worker, two, and none at all give the same bits."""
-    inline = hashes(api.run(changed(scenario, kind="inline"), out=folder / "inline"))
+    inline = hashes(_run(changed(scenario, kind="inline"), out=folder / "inline"))
     for workers in (1, 2):
-        outcome = api.run(changed(scenario, kind="ray", workers=workers), out=folder / f"ray-{workers}")
+        outcome = _run(changed(scenario, kind="ray", workers=workers), out=folder / f"ray-{workers}")
         assert hashes(outcome) == inline, f"{workers} Ray workers give other bits than one process"
 
 
 def killed_run_resumes(scenario: Scenario, folder: Path) -> None:
     """A run killed by SIGKILL and resumed gives the bits of a run that was left alone."""
-    straight = hashes(api.run(scenario, out=folder / "straight"))
+    straight = hashes(_run(scenario, out=folder / "straight"))
     target, directory = folder / "scenario.yaml", folder / "killed"
     target.write_text((folder / "straight" / "config.yaml").read_text())
     command = [sys.executable, "-m", "fedcl", "run", str(target), "--out", str(directory), "--quiet"]
@@ -132,14 +137,14 @@ def killed_run_resumes(scenario: Scenario, folder: Path) -> None:
         time.sleep(0.005)
     child.send_signal(signal.SIGKILL)
     child.wait()
-    assert hashes(api.resume(directory)) == straight, "the resumed run gives other bits"
+    assert hashes(api.resume(directory, progress=False)) == straight, "the resumed run gives other bits"
 
 
 def memory_stays_within_budget(scenario: Scenario, folder: Path) -> None:
     """No client ever keeps more than its memory's size, and the memories really evict."""
     if not scenario.client.method.draws:
         raise DoesNotApply("the client method replays nothing")
-    outcome, size = api.run(scenario, out=folder / "memory"), scenario.client.memory.size
+    outcome, size = _run(scenario, out=folder / "memory"), scenario.client.memory.size
     evicted = sum(event["evicted"] for event in outcome.events if event["event"] == "round")
     packs = [read_pack(path)[1] for path in sorted((outcome.directory / "state").glob("*.pack"))]
     assert packs, "no client has kept anything"
@@ -154,7 +159,7 @@ def padding_changes_nothing(scenario: Scenario, folder: Path) -> None:
     found = []
     for change in (0.0, 1.0):
         with padded_otherwise(change):
-            found.append(hashes(api.run(changed(scenario, kind="inline"), out=folder / f"padding-{change:g}")))
+            found.append(hashes(_run(changed(scenario, kind="inline"), out=folder / f"padding-{change:g}")))
     assert found[0] == found[1], (
         "the rows that pad a batch change the result: weigh each sample by batch.now.weight, which is 0 for them"
     )

@@ -270,3 +270,27 @@ def test_a_run_that_fails_is_named_and_the_others_count(tmp_path: Path) -> None:
     assert [(row["lr"], row["seeds"], row["mean"] is None) for row in found.table] == [
         ("small", 1, False), ("huge", 0, True)
     ]  # fmt: skip
+
+
+def test_a_result_prints_its_figures(finished: fedcl.Result) -> None:
+    """In a program its name, status and known figures; in a notebook the table that the command line prints."""
+    said, page = repr(finished), finished._repr_html_()
+    assert said.splitlines()[0] == f"Result: {finished.results['name']}, seed {finished.results['seed']}: finished"
+    assert f"acc {finished.metrics['acc']:.3f}" in said
+    assert str(finished.directory) in said
+    assert max(map(len, said.splitlines()[:-1])) <= 80
+    assert f"<td>ACC</td><td style='text-align: right'>{finished.metrics['acc']:.3f}</td>" in page
+    assert "<script" not in page
+
+
+@pytest.mark.parametrize(
+    ("asked", "terminal", "shown"), [(None, False, False), (None, True, True), (True, False, True)]
+)
+def test_progress_is_shown_where_somebody_looks(
+    monkeypatch: pytest.MonkeyPatch, asked: bool | None, terminal: bool, shown: bool
+) -> None:
+    from fedcl import api
+
+    monkeypatch.setattr(api.sys.stdout, "isatty", lambda: terminal, raising=False)
+    with api._shown(asked) as listeners:
+        assert bool(listeners) is shown

@@ -10,18 +10,16 @@ def write_report(directories: Sequence[Path], out: Path, figures: Path | None = 
     Args:
         directories: run directories (events.jsonl; config.yaml, results.json and error.log where there are) or sweeps.
         out: the HTML file; its folder is made.
-        figures: a folder for every figure as SVG and PDF besides.
+        figures: a folder for every figure besides: SVG, and PDF where the extra `figures` is installed.
 
     Returns:
         The figures' files.
 
     Raises:
-        ConfigError: a directory holds no run, its events are damaged, or what writes PDF is not installed.
+        ConfigError: a directory holds no run, or its events are damaged.
     """
     from fedcl.report import page, paper
 
-    if figures:
-        paper.check()
     material = page.read([Path(each) for each in directories])
     html = page.page(material)
     out.parent.mkdir(parents=True, exist_ok=True)

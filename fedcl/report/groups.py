@@ -155,7 +155,10 @@ def _telling(keys: Sequence[str], configs: Sequence[dict[str, str]]) -> list[str
     """Return the first keys, methods and oracles before all others, that tell all configurations apart."""
     chosen: list[str] = []
     for key in sorted(dict.fromkeys(keys), key=lambda key: FIRST.index(key) if key in FIRST else len(FIRST)):
-        if len({_values(each, [*chosen, key]) for each in configs}) > len({_values(each, chosen) for each in configs}):
+        splits = len({_values(each, [*chosen, key]) for each in configs}) > len(
+            {_values(each, chosen) for each in configs}
+        )
+        if splits or any(_word(key, each.get(key, "")) in ORACLES for each in configs):
             chosen.append(key)
     return chosen
 

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-from fedcl.distribution import install
-from fedcl.errors import ConfigError
 from fedcl.report import style
 from fedcl.report.figures import Figure
 from fedcl.report.svg import Drawing, node
@@ -49,16 +47,13 @@ def as_svg(drawing: Drawing, fonts: str = FONTS) -> bytes:
     return (XML + CONTROL.sub("", source) + "\n").encode("utf-8", errors="replace")
 
 
-def check() -> None:
-    """Check that what writes PDF is there.
-
-    Raises:
-        ConfigError: it is not installed.
-    """
+def writes_pdf() -> bool:
+    """Return whether what writes PDF is installed; SVG needs nothing."""
     try:
         import svglib.svglib  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(f"--figures writes PDF with svglib: {install('figures')}") from error
+    except ImportError:
+        return False
+    return True
 
 
 def as_pdf(drawing: Drawing) -> bytes:
@@ -75,12 +70,12 @@ def as_pdf(drawing: Drawing) -> bytes:
 
 
 def write(figures: Sequence[tuple[str, Figure]], folder: Path) -> list[Path]:
-    """Write figures, those that could be drawn, as NAME.svg and NAME.pdf; return the files."""
+    """Write figures, those that could be drawn, as NAME.svg, and as NAME.pdf where svglib is; return the files."""
     folder.mkdir(parents=True, exist_ok=True)
-    files = []
+    files, pdf = [], writes_pdf()
     for name, figure in figures:
         if figure.drawing is not None:
-            for ending, content in (("svg", as_svg(figure.drawing)), ("pdf", as_pdf(figure.drawing))):
+            for ending, write in (("svg", as_svg), ("pdf", as_pdf))[: 1 + pdf]:
                 files.append(folder / f"{name}.{ending}")
-                files[-1].write_bytes(content)
+                files[-1].write_bytes(write(figure.drawing))
     return files

@@ -237,9 +237,8 @@ def one(folder: str, text: str, command: str, least: Mapping[int, float]) -> tup
         return CUT, ""
     try:
         again = (path / "config.yaml").is_file()
-        outcome = api.resume(path, command=command, listeners=[watch], check=False) if again else api.run(
-            scenario_of(text), out=path, command=command, listeners=[watch], check=False
-        )  # fmt: skip
+        how: dict[str, Any] = {"command": command, "listeners": [watch], "check": False, "progress": False}
+        outcome = api.resume(path, **how) if again else api.run(scenario_of(text), out=path, **how)
     except ConfigError as error:
         return 2, str(error)
     return CUT if outcome.code == STOPPED and watch.behind else int(outcome.code or 0), outcome.error
