@@ -9,7 +9,7 @@ from torch.func import functional_call, grad, vmap
 
 from fedcl.errors import ConfigError
 from fedcl.models import Classifier, ModelSettings, make, personal_names
-from fedcl.models.conv import CNN, ResNet18, group_norm
+from fedcl.models.conv import CNN, ChannelsFirst, ResNet18, group_norm
 from fedcl.models.dense import MLP, Linear
 
 ALL = [Linear(), MLP(), CNN(), ResNet18(width=4)]
@@ -67,6 +67,24 @@ def test_channels_come_last():
     assert torch.equal(model(x), model(changed))
     changed[..., 2] += 1
     assert not torch.equal(model(x), model(changed))
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (6, 5, 3)])
+def test_convolutions_are_given_contiguous_images(shape: tuple[int, ...]):
+    """Channels that lie last have corrupted memory in PyTorch's backward pass, and lack operators under vmap."""
+    x = torch.rand(7, *shape)
+    assert ChannelsFirst()(x).is_contiguous()
+    assert torch.equal(ChannelsFirst()(x), x.unsqueeze(1) if len(shape) == 2 else x.movedim(-1, 1))
+    stacked = torch.vmap(ChannelsFirst())(x[None].expand(3, *x.shape))
+    assert torch.equal(stacked[2], ChannelsFirst()(x))
+
+
+def test_a_narrow_residual_net_trains_in_colour_at_every_size_of_batch():
+    """In float32, where PyTorch ended the process with "double free or corruption"."""
+    model = make(ResNet18(width=4), (16, 16, 3), 4, seed=0)
+    for batch in (16, 1, 2, 3, 5, 7, 16):
+        loss = model(torch.rand(batch, 16, 16, 3)).square().sum()
+        assert all(each.isfinite().all() for each in torch.autograd.grad(loss, list(model.parameters())))
 
 
 def test_float64_weights_are_the_float32_ones_converted():
