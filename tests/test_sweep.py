@@ -355,6 +355,10 @@ def test_tables_in_every_format(tmp_path: Path) -> None:
     assert "| a | f\\|t | 3 | 0.830 |" in markdown
     assert r"a & plain\_1 & 3 & 0.720 &" in latex
     assert latex.count(r"\\") == 5
+    paper = (out / "paper.tex").read_text()  # in percent, the best of a scenario in bold, what no run has as --
+    assert r"a & plain\_1 & 72.0 $\pm$ 2.0" in paper
+    assert r"a & f|t & \textbf{83.0} $\pm$ 3.0" in paper
+    assert "b & f|t & --" in paper
     plain = json.loads((out / "table.json").read_text())
     assert plain["rows"][1]["values"] == {"0": 0.8, "1": 0.83, "2": 0.86}
     assert plain["rows"][1]["versus"]["difference"]["mean"] == pytest.approx(0.11)

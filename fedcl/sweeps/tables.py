@@ -199,12 +199,17 @@ _ESCAPED = {
 }  # fmt: skip
 
 
+def escaped(text: str) -> str:
+    """Return a text as LaTeX prints it."""
+    return "".join(_ESCAPED.get(letter, letter) for letter in " ".join(text.split()))
+
+
 def as_latex(found: Found) -> str:
     """Return the table as a LaTeX tabular (package booktabs)."""
     head, lines = grid(found)
 
     def line(cells: Sequence[str]) -> str:
-        return " & ".join("".join(_ESCAPED.get(letter, letter) for letter in each) for each in cells) + r" \\"
+        return " & ".join(map(escaped, cells)) + r" \\"
 
     columns = "l" * (len(head) - len(HEAD)) + "r" * (len(HEAD) - 1) + "l"
     body = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", line(head), r"\midrule", *map(line, lines)]
@@ -231,3 +236,6 @@ def write(found: Found, out: Path) -> None:
     for kind, text in texts.items():
         replace_file(out / f"table.{kind}", [text.encode()], sync=False)
     write_json(out / "table.json", as_plain(found))
+    from fedcl.sweeps.latex import paper_table
+
+    replace_file(out / "paper.tex", [paper_table(out).encode()], sync=False)
