@@ -124,12 +124,14 @@ def _run(
     target = _asked(scenario, overrides or [], out, resume)
     if not (quiet or isinstance(target, Path)):
         _note(target)
-    from fedcl import api, result
+    from fedcl import api, kept, result
     from fedcl.console import Progress
+    from fedcl.journal import EVENTS
 
     with Progress(quiet=quiet) as progress:
         if isinstance(target, Path):
-            progress.catch_up(result.read(target).events)
+            with kept.sound(target / EVENTS):
+                progress.catch_up(result.read(target).readable)
             outcome = api.resume(
                 target, command=context.obj, listeners=[progress], profile=profile, check=False, progress=False
             )
@@ -190,8 +192,9 @@ def _predict(
     Inputs are in the data set's own units (digits: 0 to 16), tables with the columns of the training in any order.
     """
     import csv
+    from contextlib import nullcontext
 
-    from fedcl import result
+    from fedcl import kept, result
     from fedcl.predict import known_task, predict, read_given
     from fedcl.streams.walk import printable
 
@@ -204,7 +207,9 @@ def _predict(
     names = [printable(name) for name in stream.dataset.class_names]
     lines = csv.writer(sys.stdout, lineterminator="\n")
     lines.writerow(("file", "row", "class", "probability", *(f"p_{name}" for name in names)))
-    for (path, row), found in zip(given.places(), predict(model, stream, given.x, task, classifier), strict=True):
+    with kept.sound(directory / result.CLASSIFIER, result.ANEW) if classifier else nullcontext():
+        known = list(predict(model, stream, given.x, task, classifier))
+    for (path, row), found in zip(given.places(), known, strict=True):
         chances = (f"{each:.6f}" for each in (found.probability, *found.probabilities))
         lines.writerow((path, row, names[found.label], *chances))
     return OK

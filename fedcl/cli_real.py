@@ -170,7 +170,7 @@ def _supervise(state: Path, folder: Path, quiet: bool, wards: int, **listening_a
 
     code = OK
     with listening() as stop, Progress(quiet=quiet) as progress:
-        progress.catch_up(result.read(folder).events)
+        progress.catch_up(result.read(folder).readable)
         say = (lambda text: None) if quiet else _say
         link = link_of(state, **listening_at)
         try:

@@ -242,6 +242,9 @@ class Progress(OnTerminal):
     def _on_untracked(self, event: Event) -> None:
         self._warn(f"tracker {event['tracker']} gets no more of this run: {event['error']} (error.log)")
 
+    def _on_mended(self, event: Event) -> None:
+        self._warn(f"{event['lines']} lines of events.jsonl could not be read: the run goes on without what they said")
+
     def _on_client_error(self, event: Event) -> None:
         what = f"client {event['client']} failed in round {event['round']}: {event['error']}"
         self._warn(f"{foreign.line(what)}\n{foreign.quoted(event['traceback'])}", "red")

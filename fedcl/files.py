@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from fedcl.errors import ConfigError
 
-TEXT = 1 << 24  # bytes of a scenario, a sweep, options, groups of settings
+TEXT = 1 << 26  # bytes of a scenario, a sweep, options, groups of settings
 KEY = 1 << 20  # bytes of a key or a certificate
 ARRAYS = 1 << 30  # bytes of weights or data, packed and unpacked
 KINDS = {

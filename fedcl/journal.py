@@ -7,18 +7,25 @@ next writer cuts off. Files that are written whole appear under their name at on
 import json
 import math
 import os
+import re
 import secrets
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from fedcl import foreign, writing
+from fedcl import files, foreign, kept, writing
 from fedcl.errors import FederationError
 
 Event = dict[str, Any]
 EVENTS, ERRORS, RESULTS = "events.jsonl", "error.log", "results.json"
+SCHEMA = 1  # of results.json
 TEMPORARIES = ".*.tmp"
+LAST = 1 << 20  # bytes at a journal's end among which its last event is looked for
+LOST = b'{"event": "damaged"}'  # stands in the place of a line that cannot be read
+TEMPORARY = re.compile(r"\..+\.[0-9]+-[0-9a-f]{8}\.tmp", re.DOTALL)  # what `replace_file` calls its own
+MEND = "put back a copy of it; a run that has not finished goes on without that line (fedcl run --resume)"
 FAILED = "the run failed: "  # begins a line of error.log
 
 
@@ -91,17 +98,50 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 def read_results(folder: Path) -> dict[str, Any] | None:
     """Return the results.json of a run directory, None where there is none yet."""
-    try:
-        results: dict[str, Any] = json.loads((folder / RESULTS).read_text())
-    except (FileNotFoundError, NotADirectoryError):
+    path = folder / RESULTS
+    if not os.path.lexists(path):
         return None
-    return results
+    return kept.read_json(path, SCHEMA, "delete it; fedcl run --resume writes it anew from the events")
 
 
 def finished(folder: Path) -> bool:
-    """Return whether the run has finished and nothing of what it leaves behind is missing."""
-    results = read_results(folder)
-    return results is not None and bool(results["status"] == "finished")
+    """Return whether the run has finished and nothing of what it leaves behind is missing.
+
+    The journal decides; results.json, which is made of it, must be there, whole, and say the same.
+    """
+    try:
+        results = read_results(folder)
+    except kept.Damaged:  # it is written anew
+        return False
+    end = _last(folder / EVENTS) if results else {}
+    said = [(each.get("status"), each.get("weights_sha256")) for each in (results or {}, end)]
+    return end.get("event") == "end" and said[0] == said[1] and said[1][0] == "finished"
+
+
+def _last(path: Path) -> Event:
+    """Return the last complete event of a journal, {} where it has none that can be read."""
+    try:
+        with files.opened(path, sys.maxsize) as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - LAST))
+            *_, line, _ = [b"", *file.read().split(b"\n")]
+        return event_of(line)
+    except (files.Unfit, ValueError):
+        return {}
+
+
+def event_of(line: bytes) -> Event:
+    """Return the event in a line.
+
+    Raises:
+        ValueError: it holds none.
+    """
+    try:
+        event = json.loads(line)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+    if not (isinstance(event, dict) and isinstance(event.get("event"), str)):
+        raise ValueError("it is not an event")
+    return event
 
 
 def failure(folder: Path, behind: int = 0) -> str:
@@ -115,26 +155,49 @@ def failure(folder: Path, behind: int = 0) -> str:
     return next((line.removeprefix(FAILED) for line in reversed(lines) if line.startswith(FAILED)), "")
 
 
-def read_events(folder: Path) -> Iterator[Event]:
+def read_events(folder: Path, *, strict: bool = True) -> Iterator[Event]:
     """Iterate over the complete events of a run directory; safe while the run is still writing.
 
+    Args:
+        strict: refuse lines that cannot be read; False: leave them out.
+
     Raises:
-        FederationError: a complete line is not a JSON object.
+        kept.Damaged: a complete line is no event, or the file is none that can be read.
     """
     path = folder / EVENTS
-    if not path.exists():
+    if not os.path.lexists(path):
         return
-    with open(path, "rb") as file:
+    try:
+        opened = files.opened(path, sys.maxsize)
+    except files.Unfit as error:
+        raise kept.Damaged(f"{path}: {error}") from error
+    with opened as file:
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
                 return
+            if line.isspace():  # too short for a note that something was lost here (`Journal.mend`)
+                continue
             try:
-                event = json.loads(line)
+                event = event_of(line)
             except ValueError as error:
-                raise FederationError(f"{path} line {number} is not JSON: {error}") from error
-            if not isinstance(event, dict):
-                raise FederationError(f"{path} line {number} is not an event")
+                if not strict:
+                    continue
+                raise kept.damaged(path, f"line {number}: {error}", MEND) from error
             yield event
+
+
+def _readable(line: bytes) -> bool:
+    try:
+        return line.isspace() or bool(event_of(line))
+    except ValueError:
+        return False
+
+
+def clear(folder: Path) -> None:
+    """Delete what writers that were killed have left in a folder; nobody else may write there meanwhile."""
+    for path in folder.glob(TEMPORARIES):
+        if TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 class Journal:
@@ -196,6 +259,36 @@ class Journal:
         self._file.flush()
         for listener in self.listeners:
             listener(event)
+
+    def mend(self, offset: int) -> int:
+        """Replace what cannot be read before `offset`, where a whole checkpoint says that an event ends.
+
+        Every line keeps its length, and says that something was lost; what stood there goes to events.jsonl.broken.
+
+        Returns:
+            How many lines were replaced.
+        """
+        self._file.flush()
+        if self.offset < offset:
+            os.truncate(self.path, offset)
+        lost = []
+        with open(self.path, "r+b") as file:  # not to append
+            file.seek(max(0, offset - 1))
+            if offset and file.read(1) != b"\n":
+                file.seek(offset - 1)
+                file.write(b"\n")
+            file.seek(0)
+            while file.tell() < offset:
+                start, line = file.tell(), file.readline()
+                if not _readable(line):
+                    lost.append(line)
+                    file.seek(start)
+                    length = len(line) - 1
+                    file.write((LOST if length >= len(LOST) else b"").ljust(length) + b"\n")
+        if lost:
+            with open(self.path.with_name(f"{EVENTS}.broken"), "ab") as aside:
+                aside.writelines(lost)
+        return len(lost)
 
     def truncate(self, offset: int) -> None:
         """Forget the events behind `offset`, an earlier value of `offset`, for good: a resumed run writes them again.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 MOST_JSON = 1 << 30  # bytes of a results.json of very many clients
 BACK = "put back a copy of it"
 # What code raises that meets something else than it was promised.
-WRONG = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, RecursionError)
+WRONG = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, RuntimeError)
 
 
 class Damaged(FederationError):

@@ -27,7 +27,10 @@ class Lock:
         Raises:
             ConfigError: another process has it.
         """
-        opened = writing.descriptor(self._path, os.O_RDWR | os.O_CREAT, writing.OWN)
+        try:
+            opened = writing.descriptor(self._path, os.O_RDWR | os.O_CREAT, writing.OWN)
+        except OSError as error:
+            raise ConfigError(f"{str(self._path.parent)!r} cannot be written ({error.strerror})") from error
         if not _taken(opened):
             os.close(opened)
             folder = self._path.parent

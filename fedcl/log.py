@@ -93,6 +93,7 @@ class Log:
     client_ends: dict[tuple[int, int], tuple[int, list[float] | None]] = field(default_factory=dict)
     traces: dict[tuple[int, int], Event] = field(default_factory=dict)  # inside a client's visit, by (round, client)
     errors: list[Event] = field(default_factory=list)
+    damaged: int = 0  # lines of the journal that could not be read
 
     @property
     def status(self) -> str:
@@ -144,7 +145,7 @@ def collect(events: Iterable[Event]) -> Log:
     task_ends: dict[tuple[int, int], list[float] | None] = {}
     client_ends: dict[tuple[int, int], tuple[int, list[float] | None]] = {}
     traces: dict[tuple[int, int], Event] = {}
-    errors = []
+    errors, damaged = [], 0
     for event in events:
         kind = event.get("event")
         if kind in ("start", "end"):
@@ -162,6 +163,8 @@ def collect(events: Iterable[Event]) -> Log:
             traces[event["round"], event["client"]] = event
         elif kind == "client_error":
             errors.append(event)
+        elif kind == "damaged":
+            damaged += 1
         if kind in ("start", "round"):
             log["end"] = {}  # the run was resumed
-    return Log(**log, task_ends=task_ends, client_ends=client_ends, traces=traces, errors=errors)
+    return Log(**log, task_ends=task_ends, client_ends=client_ends, traces=traces, errors=errors, damaged=damaged)

@@ -12,7 +12,7 @@ import yaml
 from omegaconf.errors import OmegaConfBaseException
 
 from fedcl.errors import ConfigError, shown
-from fedcl.plain import Plain, filled_in
+from fedcl.plain import MOST_DEPTH, Plain, checked, filled_in, shallow
 from fedcl.yamltext import read_yaml, write_yaml
 
 
@@ -23,10 +23,11 @@ def typed(text: str) -> Plain:
         ConfigError: it does not read so.
     """
     name, equals, value = text.partition("=")
+    _deep(name)
     if not equals or not all(name.split(".")):
         raise ConfigError(f"override {shown(text)}: must read dotted.key=value")
     try:
-        result = filled_in(read_yaml(f"v: {value or 'null'}"), value)["v"]
+        result = checked(filled_in(read_yaml(f"v: {shallow(value) or 'null'}"), value)["v"])
     except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise ConfigError(
             f"override {shown(text)}: the value is not YAML ({' '.join(str(error).split())[:160]})"
@@ -58,12 +59,18 @@ def given_texts(overrides: Mapping[str, Any]) -> list[str]:
 def _check(key: str, value: Any) -> None:
     if not isinstance(key, str) or not all(key.split(".")):
         raise ConfigError(f"{key!r} = {shown(value)}: must be a setting's key, such as 'seed' or 'client.method'")
+    _deep(key)
     if "__" in key:
         block, _, name = key.replace("__", ".").partition(".")
         raise ConfigError(
             f"{key} = {shown(value)}: the parts of a key are joined by dots: **{{{f'{block}.{name}'!r}: ...}}, "
             f"or a block of settings, {block}={{{name!r}: ...}}"
         )
+
+
+def _deep(key: str) -> None:
+    if key.count(".") > MOST_DEPTH:
+        raise ConfigError(f"{key!r}: is a key of {key.count('.') + 1:,} parts, more than {MOST_DEPTH}")
 
 
 def _nested(key: str, value: Any) -> Plain:

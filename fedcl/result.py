@@ -1,5 +1,6 @@
 """What a run has come to, read from its run directory."""
 
+import os
 import textwrap
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from fedcl import config
+from fedcl import config, kept
 from fedcl.answers import Tensors
 from fedcl.config import Scenario
+from fedcl.digest import digest
 from fedcl.errors import ConfigError, FederationError
 from fedcl.inputs import read_inputs
-from fedcl.journal import read_events
+from fedcl.journal import EVENTS, read_events
 from fedcl.log import Log, collect, table
 from fedcl.metrics import Matrix
 from fedcl.process import settled
@@ -24,6 +26,9 @@ from fedcl.world import as_text, world
 
 if TYPE_CHECKING:
     from fedcl.figure import Figure
+
+CLASSIFIER = "classifier.safetensors"
+ANEW = "delete results.json, and fedcl run --resume writes it anew"
 
 
 @dataclass(frozen=True, repr=False)
@@ -57,17 +62,27 @@ class Result:
     @cached_property
     def config(self) -> Scenario:
         """The resolved scenario."""
-        return config.load(str(self.directory / "config.yaml"))
+        path = self.directory / "config.yaml"
+        try:
+            return config.load(str(path))
+        except ConfigError as error:
+            raise ConfigError(f"{path} cannot be taken: {str(error).removeprefix(str(path)).lstrip()}") from error
 
     @property
     def events(self) -> list[dict[str, Any]]:
         """What happened, in order, as the journal is now."""
         return list(read_events(self.directory))
 
+    @property
+    def readable(self) -> list[dict[str, Any]]:
+        """The events, without lines that cannot be read: a run goes on without them (`Journal.mend`)."""
+        return list(read_events(self.directory, strict=False))
+
     @cached_property
     def results(self) -> dict[str, Any]:
         """Everything that results.json holds, from the journal as it was when this was first asked for."""
-        return summarise(config.as_dict(self.config), self.events)
+        with kept.sound(self.directory / EVENTS):
+            return summarise(config.as_dict(self.config), self.events)
 
     @property
     def status(self) -> str:
@@ -101,11 +116,13 @@ class Result:
     @cached_property
     def clients(self) -> dict[str, dict[int, float]]:
         """Each client's own accuracy ("acc") and "forgetting", by its number; who has none of it is left out."""
-        return client_figures(self._log)
+        with kept.sound(self.directory / EVENTS):
+            return client_figures(self._log)
 
     @property
     def _log(self) -> Log:
-        return collect(self.events)
+        with kept.sound(self.directory / EVENTS):
+            return collect(self.events)
 
     def plot(self) -> "Figure":
         """Return the accuracy matrix and the accuracy over rounds, drawn: a notebook shows it, `save` writes it.
@@ -136,10 +153,8 @@ class Result:
         """Return the trained global model, in evaluation mode.
 
         Raises:
-            FederationError: the run has not written its model yet.
+            FederationError: the run has not written its model yet, or it is damaged.
         """
-        import safetensors.torch
-
         import fedcl.models
 
         path = self.directory / "model.safetensors"
@@ -149,15 +164,17 @@ class Result:
             )
         data = self.outline.dataset
         module = fedcl.models.make(self.config.model, tuple(data.x.shape[1:]), data.classes, self.config.seed)
-        module.load_state_dict({**fedcl.models.fixed(module), **safetensors.torch.load_file(path)})
+        held, written = kept.read_tensors(path, ANEW), self._log.end.get("weights_sha256")
+        if written and digest(held) != written:
+            raise kept.damaged(path, "its weights are not those that the run has ended with", ANEW)
+        with kept.sound(path, ANEW):
+            module.load_state_dict({**fedcl.models.fixed(module), **held})
         return module.eval()
 
     def classifier(self) -> Tensors:
         """Return what predicts instead of the model's logits (see `fedcl.classifiers`); nothing: the logits do."""
-        import safetensors.torch
-
-        path = self.directory / "classifier.safetensors"
-        return safetensors.torch.load_file(path) if path.is_file() else {}
+        path = self.directory / CLASSIFIER
+        return kept.read_tensors(path, ANEW) if os.path.lexists(path) else {}
 
 
 def read(directory: Path | str) -> Result:

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedcl import metrics
+from fedcl.journal import SCHEMA as SCHEMA
 from fedcl.log import Event, Log, accuracies, collect, table
 from fedcl.metrics import Matrix
 
-SCHEMA = 1
 WINDOW = 10  # evaluation points in the window of wf10 and wp10
 FEW_CLIENTS = 100  # up to here every client's own matrix is kept
 JOINT = "joint training has no task ends"
@@ -307,6 +307,8 @@ def summarise(config: dict[str, Any], events: Iterable[Event]) -> dict[str, Any]
     for name in FIGURES:
         if name not in absent and math.isnan(figures.get(name, math.nan)):
             absent[name] = _reason(name, log)
+    if log.damaged:
+        absent["events"] = f"{log.damaged} lines of the journal were damaged: what they said is left out"
     matrix_absent = PERSONAL if log.start.get("personal") else JOINT if log.start.get("joint") else None
     if matrix_absent:
         absent["accuracy_matrix"] = matrix_absent

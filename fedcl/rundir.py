@@ -19,7 +19,7 @@ from fedcl.engine.choice import resolve
 from fedcl.errors import ConfigError, FederationError
 from fedcl.inputs import write_inputs
 from fedcl.interrupt import Stopped
-from fedcl.journal import ERRORS, FAILED, RESULTS, read_events, replace_file, write_json
+from fedcl.journal import ERRORS, FAILED, RESULTS, clear, read_events, replace_file, write_json
 from fedcl.lock import Lock
 from fedcl.results import summarise
 from fedcl.streams import Dataset, Stream
@@ -80,6 +80,8 @@ def claimed(folder: Path) -> Iterator[None]:
         ConfigError: another process works in it.
     """
     with Lock(folder):
+        for each in (folder, folder / "checkpoints", folder / "state"):
+            clear(each)
         try:
             yield
         except Stopped:

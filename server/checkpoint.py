@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from fedcl import kept as kept_files
 from fedcl.digest import digest
 from fedcl.journal import TEMPORARIES, replace_file, sync_path, to_json
 from fedcl.packs import BrokenState
@@ -110,7 +111,7 @@ def _contents(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         with safe_open(path, "pt") as file:
             # Copies, so that nothing depends on the mapped file once it is pruned.
             return {name: file.get_tensor(name).clone() for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, ValueError, RuntimeError) as error:
+    except (SafetensorError, OSError, *kept_files.WRONG) as error:
         raise BrokenState(f"{path} is not a readable checkpoint: {error}") from error
 
 

@@ -156,7 +156,7 @@ class Federation:
         if state and len(state.accepted) != len(self.first_accepted()):
             where = "with the nodes" if self.packs else "in the run directory"
             raise FederationError(f"the clients' records of this run lie {where}: go on with it the way it was begun")
-        self.journal.truncate(state.offset if state else 0)
+        self._mend(state.offset if state else 0)
         self.committed = (state.round if state else -1, time.monotonic())
         self.began = time.monotonic() - (state.seconds if state else 0.0)
         self.kept = [*self._older(), Kept.of(state)] if state else []
@@ -166,6 +166,16 @@ class Federation:
         """Return a checkpoint's state, in which numbers that the operator has freed since are nobody's."""
         state, timeline = restored(found, config.config_hash(self.scenario)), self.stream.timeline
         return begun_anew(state, self.roll.table.held.anew, timeline.begin if timeline.open else empty())
+
+    def _mend(self, offset: int) -> None:
+        """Let the journal end at a byte; where some of it cannot be read, go on: the checkpoint has what counts."""
+        lost = self.journal.mend(offset)
+        self.journal.truncate(offset)
+        if lost:
+            self.journal.error(f"{lost} lines of {self.journal.path} could not be read; what they held is in .broken")
+            self.journal.write({"event": "mended", "lines": lost})
+            if next(self.journal.events())["event"] != "start":
+                self.journal.write(rundir.start_event(self.scenario, self.stream))
 
     def _older(self) -> list[Kept]:
         """Return what the kept checkpoints before the newest need; a damaged one is of no use to anybody."""

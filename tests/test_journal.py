@@ -18,7 +18,9 @@ from fedcl.journal import EVENTS, Journal, read_events, replace_file, to_json, w
 
 leaves = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
 values = st.recursive(leaves, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8)
-events = st.dictionaries(st.text(), values, max_size=4)
+events = st.builds(
+    lambda block, kind: {**block, "event": kind}, st.dictionaries(st.text(), values, max_size=4), st.text()
+)
 
 
 @examples(max_examples=50, deadline=None)
@@ -68,10 +70,10 @@ def test_a_resumed_run_continues_where_the_checkpoint_was(tmp_path: Path) -> Non
 
 
 def test_a_torn_line_longer_than_one_block_is_cut_off(tmp_path: Path) -> None:
-    (tmp_path / EVENTS).write_bytes(b'{"a":1}\n' + b'{"b":"' + b"x" * 200_000)
+    (tmp_path / EVENTS).write_bytes(b'{"event":"a"}\n' + b'{"b":"' + b"x" * 200_000)
     with Journal(tmp_path) as journal:
-        assert journal.offset == 8
-        assert list(journal.events()) == [{"a": 1}]
+        assert journal.offset == 14
+        assert list(journal.events()) == [{"event": "a"}]
 
 
 def test_listeners_hear_every_event_in_order_once_it_is_readable(tmp_path: Path) -> None:
@@ -81,9 +83,14 @@ def test_listeners_hear_every_event_in_order_once_it_is_readable(tmp_path: Path)
         return lambda event: heard.append((name, event, len(list(read_events(tmp_path)))))
 
     with Journal(tmp_path, [listener("a"), listener("b")]) as journal:
-        journal.write({"n": 1})
-        journal.write({"n": 2})
-    assert heard == [("a", {"n": 1}, 1), ("b", {"n": 1}, 1), ("a", {"n": 2}, 2), ("b", {"n": 2}, 2)]
+        journal.write({"event": "n1"})
+        journal.write({"event": "n2"})
+    assert heard == [
+        ("a", {"event": "n1"}, 1),
+        ("b", {"event": "n1"}, 1),
+        ("a", {"event": "n2"}, 2),
+        ("b", {"event": "n2"}, 2),
+    ]
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf, np.float64("nan")])
@@ -100,11 +107,11 @@ def test_a_number_that_is_not_finite_is_refused_by_its_key(tmp_path: Path, numbe
 
 
 def test_a_damaged_line_is_named(tmp_path: Path) -> None:
-    (tmp_path / EVENTS).write_bytes(b'{"a":1}\n{"b":\n{"c":3}\n')
-    with pytest.raises(FederationError, match=r"events\.jsonl line 2 is not JSON"):
+    (tmp_path / EVENTS).write_bytes(b'{"event":"a"}\n{"b":\n{"c":3}\n')
+    with pytest.raises(FederationError, match=r"events\.jsonl is damaged \(line 2: "):
         list(read_events(tmp_path))
     (tmp_path / EVENTS).write_bytes(b"[1]\n")
-    with pytest.raises(FederationError, match="line 1 is not an event"):
+    with pytest.raises(FederationError, match="line 1: it is not an event"):
         list(read_events(tmp_path))
     assert list(read_events(tmp_path / "absent")) == []
 
@@ -127,3 +134,30 @@ def test_json_files_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
         replace_file(path, [b"half", "no bytes"], sync=False)
     assert json.loads(path.read_text())["acc"] == 0.1
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_journal_is_mended_in_its_length_and_what_was_lost_is_kept(tmp_path: Path) -> None:
+    with Journal(tmp_path) as journal:
+        for number in range(4):
+            journal.write({"event": "round", "round": number, "loss": {}})
+        offset = journal.offset
+    whole = (tmp_path / EVENTS).read_bytes()
+    lines = whole.splitlines(keepends=True)
+    for damage in (
+        bytes([whole[0] ^ 1]) + whole[1:],
+        whole.replace(b'"event": "round", "round": 2', b'"evenu": "round", "round": 2'),
+        lines[0] + lines[1][:-1] + b"J" + lines[2] + lines[3],  # an end of a line
+        whole[:-1] + b"J",  # the last one
+        whole[: len(whole) // 2],
+    ):
+        (tmp_path / EVENTS).write_bytes(damage)
+        with Journal(tmp_path) as journal:
+            lost = journal.mend(offset)
+            journal.truncate(offset)
+            events = list(journal.events())
+        assert lost >= 1
+        assert {"event": "damaged"} in events
+        assert sum(event["event"] == "round" for event in events) >= 1
+        assert (tmp_path / EVENTS).stat().st_size == offset
+        assert (tmp_path / f"{EVENTS}.broken").stat().st_size
+        (tmp_path / f"{EVENTS}.broken").unlink()

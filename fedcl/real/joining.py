@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedcl import certs, files, foreign
+from fedcl import certs, files, foreign, kept
 from fedcl.errors import ConfigError
 from fedcl.interrupt import LOOK, StopRequest
+from fedcl.journal import clear
 from fedcl.names import Hosted
 from fedcl.real import gate
 from fedcl.real.flower import environment, free_port, node_command
@@ -69,6 +70,7 @@ class Node:
         """
         for name in ("log", "records", "flwr"):
             (self.state / name).mkdir(mode=0o700, exist_ok=True)
+            clear(self.state / name)
         commands = self.state / "commands"
         gate.write_commands(commands, gate.NODE, self.state / "flwr")
         with ExitStack() as stack:
@@ -91,8 +93,11 @@ class Node:
             if self._node is None:
                 self._node, began = self._start_node(own), time.monotonic()
             stop.check()
-            for done in activity.fresh():
-                self.say(activity_line(done))
+            try:
+                for done in activity.fresh():
+                    self.say(activity_line(done))
+            except kept.Damaged as error:
+                self.say(str(error))
             words = self._node.fresh()
             if CONNECTED in words:
                 self.say("connected")

@@ -1,11 +1,10 @@
 """The nodes that may take part: their public keys in the server's folder, registered with the SuperLink."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedcl import certs, files, writing
+from fedcl import certs, files, kept, writing
 from fedcl.errors import ConfigError, nearest
 from fedcl.journal import write_json
 from fedcl.real.flower import Link
@@ -33,8 +32,7 @@ class Nodes:
     def registered(self) -> dict[str, str]:
         """Flower's id by name."""
         path = self._folder / "registered.json"
-        found: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
-        return found
+        return kept.read_json(path) if path.exists() else {}
 
     @property
     def names(self) -> list[str]:
@@ -122,11 +120,11 @@ def read_link(state: Path) -> Link:
         ConfigError: none was.
     """
     try:
-        facts = json.loads((state / "server.json").read_text())
+        facts = kept.read_json(state / "server.json")
         tls = Path(facts["tls"]) if facts["tls"] else None
         return link_of(state, host=facts["host"], port=facts["port"], tls=tls, auth=facts["auth"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        what = f"--state {str(state)!r} is no folder of a server"
+    except (kept.Damaged, KeyError, TypeError) as error:
+        what = f"--state {str(state)!r} is no folder of a server (server.json: {error})"
         raise ConfigError(f"{what}: fedcl server SCENARIO --state makes one") from error
 
 

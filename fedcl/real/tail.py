@@ -1,9 +1,12 @@
 """A file of JSON lines that another process writes, read on from where one stopped."""
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from fedcl import files, kept
 
 
 class Tail:
@@ -17,18 +20,34 @@ class Tail:
         return self._path.stat().st_size if self._path.exists() else 0
 
     def fresh(self) -> Iterator[dict[str, Any]]:
-        """Yield the lines that have been completed since; a file that was cut off is read on from its end."""
+        """Yield the lines that have been completed since; a file that was cut off is read on from its end.
+
+        Raises:
+            kept.Damaged: a line cannot be read; the next call goes on behind it.
+        """
         size = self._size()
         self._read = min(self._read, size)
         if size == self._read:
             return
-        with open(self._path, "rb") as file:
+        try:
+            opened = files.opened(self._path, sys.maxsize)
+        except files.Unfit as error:
+            raise kept.Damaged(f"{self._path}: {error}") from error
+        with opened as file:
             file.seek(self._read)
             for line in file:
                 if not line.endswith(b"\n"):
                     break
                 self._read, self._last = self._read + len(line), line
-                yield json.loads(line)
+                if line.isspace():
+                    continue
+                try:
+                    found = json.loads(line)
+                except (ValueError, RecursionError) as error:
+                    raise kept.damaged(self._path, error) from error
+                if not isinstance(found, dict):
+                    raise kept.damaged(self._path, "a line is no block of named values")
+                yield found
 
     @property
     def cut(self) -> bool:

@@ -1,6 +1,5 @@
 """What a run directory holds, turned into what its page shows: words, and numbers as text."""
 
-import json
 import shlex
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,11 +10,12 @@ import numpy as np
 import yaml
 
 from fedcl.errors import ConfigError, FederationError
-from fedcl.journal import ERRORS, EVENTS, RESULTS, read_events
+from fedcl.journal import ERRORS, EVENTS, read_events, read_results
+from fedcl.kept import Damaged
 from fedcl.log import Log, collect
 from fedcl.report import text
 from fedcl.report.svg import Points
-from fedcl.results import FIGURES, SCHEMA, client_figures, summarise
+from fedcl.results import FIGURES, client_figures, summarise
 from fedcl.yamltext import read_yaml
 
 # What each figure is called, what it says, and whether it is a difference of accuracies.
@@ -104,7 +104,7 @@ class Run:
         """The resolved configuration; {} where there is none that can be read."""
         try:
             plain = read_yaml(self.config)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, RecursionError):
             return {}
         return plain if isinstance(plain, dict) else {}
 
@@ -254,10 +254,9 @@ def _optional(path: Path) -> str:
 def _recorded(directory: Path) -> dict[str, Any] | None:
     """Return results.json if it is there, whole and of a known schema."""
     try:
-        results = json.loads(_optional(directory / RESULTS))
-    except json.JSONDecodeError:
+        return read_results(directory)
+    except Damaged:
         return None
-    return results if isinstance(results, dict) and results.get("schema") == SCHEMA else None
 
 
 def read_run(directory: Path, labels: dict[str, str] | None = None) -> Run:

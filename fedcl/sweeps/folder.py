@@ -1,14 +1,19 @@
 """What lies in a sweep's folder: `sweep.json`, the journal, and a run directory for each configuration."""
 
-import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
+from fedcl import kept
 from fedcl.errors import ConfigError
 from fedcl.journal import EVENTS, write_json
+from fedcl.sweeps.axes import AXIS
 
 PLAN = "sweep.json"
+SCHEMA = 1
+KEY = re.compile(r"\w[\w-]*")
+AGAIN = "the same fedcl sweep writes it anew"
 
 
 def default_folder(name: str) -> Path:
@@ -18,7 +23,7 @@ def default_folder(name: str) -> Path:
 
 def is_sweep(directory: Path) -> bool:
     """Return whether a folder holds a sweep."""
-    return (directory / PLAN).is_file()
+    return os.path.lexists(directory / PLAN)
 
 
 def run_folder(out: Path, key: str) -> Path:
@@ -31,7 +36,7 @@ def write_plan(
 ) -> None:
     """Write what the sweep is; of each point its key, labels, seed and overrides; of a search what it has found."""
     found = {"search": search} if search else {}
-    write_json(out / PLAN, {"schema": 1, "name": name, "command": command, "points": points, **found})
+    write_json(out / PLAN, {"schema": SCHEMA, "name": name, "command": command, "points": points, **found})
 
 
 def read_plan(out: Path) -> dict[str, Any]:
@@ -39,12 +44,29 @@ def read_plan(out: Path) -> dict[str, Any]:
 
     Raises:
         ConfigError: the folder holds no sweep.
+        kept.Damaged: its plan is not what was written.
     """
-    try:
-        plan: dict[str, Any] = json.loads((out / PLAN).read_text())
-    except FileNotFoundError as error:
-        raise ConfigError(f"{str(out)!r} holds no sweep: it has no {PLAN}") from error
+    path = out / PLAN
+    if not os.path.lexists(path):
+        raise ConfigError(f"{str(out)!r} holds no sweep: it has no {PLAN}")
+    plan = kept.read_json(path, SCHEMA, AGAIN)
+    for number, point in enumerate(plan.get("points") or [], 1):
+        if not _sound(point):
+            raise kept.damaged(path, f"run {number} of it lacks key, labels, seed or overrides", AGAIN)
+    if not isinstance(plan.get("points"), list) or not isinstance(plan.get("name"), str):
+        raise kept.damaged(path, "it has no name, or no list of runs", AGAIN)
     return plan
+
+
+def _sound(point: Any) -> bool:
+    """Return whether a run of a plan has what `write_plan` writes of it; its key is the name of a folder."""
+    if not isinstance(point, dict):
+        return False
+    key, labels, overrides = point.get("key"), point.get("labels"), point.get("overrides")
+    if not (isinstance(key, str) and isinstance(labels, dict) and isinstance(overrides, list)):
+        return False
+    texts = all(isinstance(each, str) for each in (*labels.values(), *overrides))
+    return texts and AXIS in labels and type(point.get("seed")) is int and KEY.fullmatch(key) is not None
 
 
 def planned_folders(out: Path) -> dict[str, Path]:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from fedcl import config, track
 from fedcl.config import Scenario
+from fedcl.errors import ConfigError
 from fedcl.interrupt import listening
-from fedcl.journal import Journal, finished
+from fedcl.journal import Journal, clear, finished
 from fedcl.lock import Lock
 from fedcl.streams.stream import load_dataset
 from fedcl.sweeps.axes import AXIS
@@ -69,8 +70,12 @@ def carry_out(
         track.check(scenario.track)
     if not address:  # the data of a cluster lies on its machines
         _with_data([*studied, *(run.scenario for run in runs.values() if not finished(run.folder(out)))])
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {str(out)!r}: cannot be made ({error.strerror})") from error
     with Lock(out), Journal(out) as journal, listening() as stop:
+        clear(out)
         sitting = Sitting(
             out, state, journal, sweep.limits, address=address, nodes=nodes, command=command,
             retry_failed=retry_failed, listeners=tuple(listeners), check=stop.check,

@@ -5,13 +5,12 @@ seeds of a trial: what is pruned with the first seed never begins the second. Af
 with the sweep's own seeds, which no setting was chosen by.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from fedcl.errors import ConfigError
-from fedcl.journal import RESULTS, finished
+from fedcl.journal import finished, read_results
 from fedcl.sweeps.advice import Adviser, Told, Trial
 from fedcl.sweeps.best import write_best
 from fedcl.sweeps.folder import run_folder
@@ -99,7 +98,7 @@ class Hunt:
         Raises:
             ConfigError: it has no such figure.
         """
-        results = json.loads((run.folder(self._sitting.out) / RESULTS).read_text())
+        results = read_results(run.folder(self._sitting.out)) or {}
         value = value_of(results, self._search.metric)
         if value is None:
             why = results["absent"].get(self._search.metric, "unknown")

@@ -6,14 +6,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fedcl import config
+from fedcl import config, kept
 from fedcl.config import Scenario
 from fedcl.engine import cluster
 from fedcl.engine.pool import CANCELLED, Ended, Pool
 from fedcl.engine.survey import survey
 from fedcl.errors import ConfigError
 from fedcl.interrupt import STOPPED, Stopped
-from fedcl.journal import Journal, finished, read_events
+from fedcl.journal import EVENTS, Journal, finished, read_events
 from fedcl.lock import holder
 from fedcl.sweeps.axes import Point
 from fedcl.sweeps.folder import run_folder, write_plan
@@ -65,7 +65,8 @@ class Run:
 
 def outcomes(out: Path) -> dict[str, dict[str, Any]]:
     """Return the last event of each run of a sweep that has ended, by key."""
-    return {event["key"]: event for event in read_events(out) if event["event"] == "run_end"}
+    with kept.sound(out / EVENTS):
+        return {event["key"]: event for event in read_events(out, strict=False) if event["event"] == "run_end"}
 
 
 def status(out: Path, run: Run, last: dict[str, dict[str, Any]]) -> str:

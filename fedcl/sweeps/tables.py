@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fedcl import kept
 from fedcl.errors import ConfigError, nearest
-from fedcl.journal import read_results, replace_file, write_json
+from fedcl.journal import RESULTS, read_results, replace_file, write_json
 from fedcl.statistics import Paired, Spread, adjusted, paired, ranks, spread
 from fedcl.sweeps.axes import AXIS, titled
 from fedcl.sweeps.folder import read_plan, run_folder
@@ -74,9 +75,11 @@ def collect(out: Path, metric: str = METRIC) -> Found:
     values: dict[tuple[tuple[str, str], ...], dict[int, float]] = {}
     for point in plan["points"]:
         mine = values.setdefault(tuple(point["labels"].items()), {})
-        results = read_results(run_folder(out, point["key"]))
-        if results and results["status"] == "finished" and (value := value_of(results, metric)) is not None:
-            mine[point["seed"]] = value
+        folder = run_folder(out, point["key"])
+        results = read_results(folder)
+        with kept.sound(folder / RESULTS):
+            if results and results["status"] == "finished" and (value := value_of(results, metric)) is not None:
+                mine[point["seed"]] = value
     rows = [
         Row(labels=dict(labels), values=mine, spread=spread([mine[seed] for seed in sorted(mine)]) if mine else None)
         for labels, mine in values.items()

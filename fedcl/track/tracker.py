@@ -1,11 +1,11 @@
 """What a tracker is."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from fedcl import kept
 from fedcl.journal import write_json
 
 IDS = "trackers.json"  # in a run directory: tracker -> what it calls the run, by which a later sitting goes on with it
@@ -34,8 +34,7 @@ class About:
 
     def _ids(self) -> dict[str, str]:
         path = self.folder / IDS
-        found: dict[str, str] = json.loads(path.read_text()) if path.is_file() else {}
-        return found
+        return kept.read_json(path) if path.exists() else {}
 
 
 class Tracker(Protocol):

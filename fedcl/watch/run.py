@@ -6,9 +6,9 @@ from typing import Any
 
 from rich.console import Console
 
+from fedcl import kept
 from fedcl.console import table
-from fedcl.errors import FederationError
-from fedcl.journal import EVENTS, failure, read_results
+from fedcl.journal import EVENTS, RESULTS, failure, read_results
 from fedcl.real.tail import Tail
 from fedcl.watch.pulse import Pulse
 from fedcl.watch.view import RunView
@@ -31,12 +31,13 @@ class RunWatch:
             self._tail, self._fresh = Tail(self.folder / EVENTS, whole=True), True
             self.view.forget()
         events = self._new()
-        if self._fresh:
-            self.view.replay(events)
-            self._fresh = False
-        else:
-            for event in events:
-                self.view(event)
+        with kept.sound(self.folder / EVENTS):
+            if self._fresh:
+                self.view.replay(events)
+                self._fresh = False
+            else:
+                for event in events:
+                    self.view(event)
         status = self.view.status
         if status == "finished" or (status and not self._pulse.supervised):
             return status
@@ -46,14 +47,14 @@ class RunWatch:
         """Return the events since the last look.
 
         Raises:
-            FederationError: a whole line is no JSON.
+            kept.Damaged: a whole line is no event.
         """
         try:
             return list(self._tail.fresh())
-        except ValueError as error:
+        except kept.Damaged:
             if self._tail.cut:  # just now, in the middle of a line: all is read anew at the next look
                 return []
-            raise FederationError(f"{self.folder / EVENTS} holds a line that is not JSON: {error}") from error
+            raise
 
     def tell(self, status: str, console: Console) -> None:
         """Say how the run stands, with its figures if it has ended."""
@@ -63,7 +64,8 @@ class RunWatch:
             return
         results = self._results(status)
         if results:
-            console.print(table(results))
+            with kept.sound(self.folder / RESULTS):
+                console.print(table(results))
         console.print(self._words(status), soft_wrap=True, markup=False)
 
     def _results(self, status: str) -> dict[str, Any] | None:
@@ -71,7 +73,7 @@ class RunWatch:
         end = time.monotonic() + (PATIENCE if status != DIED else 0.0)
         while True:
             results = read_results(self.folder)
-            if results and results["status"] == status:
+            if results and results.get("status") == status:
                 return results
             if time.monotonic() >= end:
                 return None

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
+from fedcl import kept
 from fedcl.journal import EVENTS, finished
 from fedcl.real.tail import Tail
 from fedcl.sweeps.axes import Point
@@ -44,8 +45,9 @@ class SweepWatch:
     def look(self) -> str:
         """Take in what has been written since the last look; return how the sweep has ended, "" while it has not."""
         events = list(self._tail.fresh())
-        for event in events:
-            self._take(event)
+        with kept.sound(self._out / EVENTS):
+            for event in events:
+                self._take(event)
         gone = self._pulse.gone(bool(events))
         if gone:
             self._settle()
