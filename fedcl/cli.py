@@ -1,5 +1,6 @@
 """The command line. Each command imports what it needs, so that `fedcl --help` stays fast."""
 
+import errno
 import json
 import os
 import shlex
@@ -27,6 +28,7 @@ from fedcl import (
 from fedcl.certs import SERVER_DAYS
 from fedcl.errors import ConfigError, FederationError
 from fedcl.interrupt import STOPPED
+from fedcl.output import guarded
 
 if TYPE_CHECKING:
     from fedcl import config
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 RUNS = Path("runs")
+PRINTING = ("list", "show", "predict", "explain")  # commands of which nothing but what they print remains
+DENIED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT)  # by the machine, not by a fault of ours
 
 app = typer.Typer(
     name="fedcl",
@@ -307,11 +311,23 @@ def _usage(error: click.ClickException) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code; a user's mistake is one sentence on stderr, never a traceback."""
+    """Run the command line and return its exit code; a user's mistake is one sentence on stderr, never a traceback.
+
+    An output that fails ends no command; only where what is printed is all that was asked for, the code says so.
+    """
+    typed = sys.argv[1:] if arguments is None else list(arguments)
+    with guarded() as out:
+        code = _main(typed)
+        out.flush()
+        if out.lost and out.lost != os.strerror(errno.EPIPE):  # a reader that has left (| head) has what it wanted
+            _complain(f"what was printed is lost, the output failed: {out.lost}")
+            return FAILED if code == OK and typed[:1] and typed[0] in PRINTING else code
+    return code
+
+
+def _main(typed: list[str]) -> int:
     try:
-        typed = sys.argv[1:] if arguments is None else list(arguments)
         code: Any = app(typed, prog_name="fedcl", standalone_mode=False, obj=shlex.join(["fedcl", *typed]))
-        sys.stdout.flush()
         return int(code or OK)
     except ConfigError as error:
         _complain(error)
@@ -328,7 +344,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         _complain("interrupted")
         return INTERRUPTED
-    except BrokenPipeError:
-        # The reader left (fedcl list | head): nothing to say, and nothing more may be flushed into the pipe at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OK
+    except OSError as error:
+        if error.errno not in DENIED:
+            raise
+        _complain(f"{error.filename or 'a file'} cannot be written or read: {error.strerror}")
+        return FAILED

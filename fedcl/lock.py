@@ -29,6 +29,8 @@ class Lock:
         """
         try:
             opened = writing.descriptor(self._path, os.O_RDWR | os.O_CREAT, writing.OWN)
+        except writing.Foreign:
+            raise
         except OSError as error:
             raise ConfigError(f"{str(self._path.parent)!r} cannot be written ({error.strerror})") from error
         if not _taken(opened):
