@@ -167,7 +167,7 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(
     (tmp_path / "run" / "lock").unlink()
     (tmp_path / "run" / "lock").mkdir()  # as a folder that is read only; root may write everywhere
     assert main(["run", "--resume", str(tmp_path / "run"), "-q"]) == 2
-    assert "lock" in capsys.readouterr().err
+    assert "cannot be written (Is a directory)" in capsys.readouterr().err
 
 
 def test_tensors_that_are_none_are_one_kind_of_error() -> None:
