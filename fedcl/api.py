@@ -92,7 +92,7 @@ def resume(
         return Result(found.directory, 0)
     with _shown(progress) as shown:
         for each in shown:
-            each.catch_up(found.events)
+            each.catch_up(found.readable)
         return _ended(_go(found.config, found.directory, command, (*listeners, *shown), profile), check)
 
 
