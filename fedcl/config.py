@@ -30,6 +30,12 @@ from fedcl.shipped import scenario_names
 PLACE = ("data.root", "engine.kind", "engine.workers", "engine.gpus_per_worker", "engine.address", "track")
 
 
+def one_component(name: str) -> str:
+    """Return why a name cannot be that of one folder, "" if it can."""
+    inside = name not in ("", ".", "..") and "/" not in name and "\0" not in name
+    return "" if inside else "names a folder below runs/: must be one name, without slashes"
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Settings):
     """Where files of real data lie."""
@@ -142,7 +148,7 @@ class CheckpointConfig(Settings):
 class Scenario(Settings):
     """A whole federation: everything that its results depend on."""
 
-    name: str = setting("unnamed", "names the run directory")
+    name: str = setting("unnamed", "names the run directory", problem=one_component)
     seed: int = setting(0, "the one seed of everything random", low=0, high=2**62)
     data: DataConfig = field(default_factory=DataConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)
