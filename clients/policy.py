@@ -19,7 +19,7 @@ import numpy as np
 
 from clients.holdings import visits
 from clients.site import Site
-from clients.work import Asked, pick
+from clients.work import Asked
 from fedcl.answers import LAYOUTS
 from fedcl.errors import ConfigError, FederationError, nearest
 from fedcl.orders import (
@@ -33,6 +33,7 @@ from fedcl.orders import (
     TraceOrder,
     TrainOrder,
     Withheld,
+    pick,
 )
 from fedcl.trust import packages
 from fedcl.withholding import LEAST, VISIT

@@ -24,8 +24,8 @@ from clients.memories import Ints, Records
 from clients.programs import Programs
 from clients.site import Site
 from clients.trainer import Trainer, Watch
-from clients.work import Store, pick
-from fedcl.orders import ClientError, TraceOrder, TraceReply, TrainOrder
+from clients.work import Store
+from fedcl.orders import ClientError, TraceOrder, TraceReply, TrainOrder, pick
 from fedcl.source import measure, sample
 from fedcl.streams.schedule import NO_TASK
 

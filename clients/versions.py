@@ -31,10 +31,10 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from clients.memories import Ints, Records
-from clients.work import Store, pick
+from clients.work import Store
 from fedcl import writing
 from fedcl.journal import TEMPORARIES, replace_file, sync_path
-from fedcl.orders import ClientError, Order, Reply
+from fedcl.orders import ClientError, Order, Reply, pick
 from fedcl.packs import packed
 
 FORMAT = 1

@@ -18,11 +18,10 @@ from clients.block import lay, train_block
 from clients.memories import Ints, Records
 from clients.site import Site
 from fedcl.models.behaviour import operator_of
-from fedcl.orders import ClientError, Order, TrainOrder, TrainReply
+from fedcl.orders import DIVERGED, REFUSED, ClientError, Order, TrainOrder, TrainReply, pick
 from fedcl.timing import doing
 
 Asked = TypeVar("Asked", bound=Order)
-COLUMNS = ("clients", "rows", "accepted", "oldest", "tasks", "clocks", "leaving")  # of an order: one entry a client
 
 
 class Store(Protocol):
@@ -122,13 +121,6 @@ def _apart(site: Site, order: TrainOrder, old: Records, failure: Exception) -> W
     return replace(worked, notes=[note])
 
 
-def pick(order: Asked, rows: Ints) -> Asked:
-    """Return the order for some of its clients."""
-    columns = {name: getattr(order, name) for name in COLUMNS if len(getattr(order, name, ()))}
-    packs, names = ([column[row] for row in rows] if column else [] for column in (order.packs, order.names))
-    return replace(order, packs=packs, names=names, **{name: column[rows] for name, column in columns.items()})
-
-
 def work(site: Site, order: TrainOrder, old: Records, stack: int | None = None) -> Worked:
     """Train the clients of an order, stack by stack, and add their answers up.
 
@@ -175,9 +167,9 @@ def _too_long(site: Site, norms: NDArray[Any]) -> NDArray[np.bool_]:
 
 def _refused(site: Site, client: int) -> ClientError:
     error = f"the update is longer than server.max_update_norm = {site.scenario.server.max_update_norm:g}: refused"
-    return ClientError(client=client, error=error, traceback="")
+    return ClientError(client=client, error=error, traceback="", kind=REFUSED)
 
 
 def _diverged(client: int) -> ClientError:
     error = "the update holds numbers that are not finite: the client has diverged (try a smaller lr, or client.clip)"
-    return ClientError(client=client, error=error, traceback="")
+    return ClientError(client=client, error=error, traceback="", kind=DIVERGED)

@@ -16,12 +16,13 @@ from fedcl import config, rundir, timing
 from fedcl.config import Scenario
 from fedcl.console import Progress
 from fedcl.engine import choice
-from fedcl.errors import ConfigError, FederationError
+from fedcl.errors import LOSSY, ConfigError, Diverged, FederationError
 from fedcl.interrupt import STOPPED, Stopped, listening
-from fedcl.journal import finished
+from fedcl.journal import finished, read_results
 from fedcl.overrides import given_texts, plain
 from fedcl.process import settled
 from fedcl.result import Result, read
+from fedcl.results import lossy
 from fedcl.sweeps.folder import default_folder, is_sweep
 from fedcl.sweeps.result import SweepResult
 from fedcl.world import as_text, world
@@ -62,6 +63,7 @@ def run(
     Raises:
         ConfigError: a setting is impossible, the scenario contradicts its data, or `out` cannot be used.
         FederationError: the run has failed; `resume` goes on with it.
+        Diverged: it could not go on because training diverged. (One that diverged and went on has status "diverged".)
         Stopped: it was asked to end by SIGTERM or Ctrl-C; `resume` goes on with it.
     """
     chosen, _ = choice.resolve(_scenario(scenario, overrides))
@@ -89,7 +91,7 @@ def resume(
     """
     found = read(directory)
     if finished(found.directory):
-        return Result(found.directory, 0)
+        return Result(found.directory, _code(found.directory))
     with _shown(progress) as shown:
         for each in shown:
             each.catch_up(found.readable)
@@ -151,9 +153,10 @@ def _scenario(scenario: Name | Mapping[str, Any] | Scenario, overrides: Mapping[
 
 def _ended(result: Result, check: bool) -> Result:
     """Return a result, or raise what its caller must not overlook."""
-    if not (check and result.code):
+    if not (check and result.code) or (result.code == LOSSY and not result.error):
         return result
-    error = Stopped("the run was asked to stop") if result.code == STOPPED else FederationError(result.error)
+    kind = Diverged if result.code == LOSSY else FederationError
+    error = Stopped("the run was asked to stop") if result.code == STOPPED else kind(result.error)
     error.add_note(f"The run lies in {str(result.directory)!r}; fedcl.resume goes on with it.")
     raise error
 
@@ -176,7 +179,9 @@ def _go(scenario: Scenario, folder: Path, command: str, listeners: Sequence[List
     except Stopped:
         code = STOPPED
     except FederationError as error:
-        code, message = 1, str(error)
+        code, message = LOSSY if isinstance(error, Diverged) else 1, str(error)
+    else:
+        code = _code(folder)
     finally:
         if grid is not None:
             grid.close()
@@ -185,6 +190,11 @@ def _go(scenario: Scenario, folder: Path, command: str, listeners: Sequence[List
         if profile:
             timing.write(folder, timing.stop())
     return Result(folder, code, message)
+
+
+def _code(folder: Path) -> int:
+    """Return the exit code of a run that has come to its end."""
+    return LOSSY if lossy(read_results(folder) or {}) else 0
 
 
 def _grid(scenario: Scenario, folder: Path, check: Callable[[], None]) -> Any:

@@ -26,7 +26,7 @@ from fedcl import (
     completion,
 )
 from fedcl.certs import SERVER_DAYS
-from fedcl.errors import ConfigError, FederationError
+from fedcl.errors import LOSSY, ConfigError, Diverged, FederationError
 from fedcl.interrupt import STOPPED
 from fedcl.output import guarded
 
@@ -124,7 +124,11 @@ def _run(
         bool, typer.Option(help="Write where the time goes: profile.json, trace.json (Chrome).")
     ] = False,
 ) -> int:
-    """Run a federation. Exit 0: finished; 2: bad configuration; 1: failed; 75: stopped, resumable."""
+    """Run a federation.
+
+    Exit 0: finished; 2: bad configuration; 1: failed; 75: stopped, resumable; 3: training diverged, or updates were
+    lost to errors (the table and results.json tell how many; what was refused or did not come leaves it at 0).
+    """
     target = _asked(scenario, overrides or [], out, resume)
     if not (quiet or isinstance(target, Path)):
         _note(target)
@@ -334,7 +338,7 @@ def _main(typed: list[str]) -> int:
         return USAGE
     except FederationError as error:
         _complain(error)
-        return FAILED
+        return LOSSY if isinstance(error, Diverged) else FAILED
     except click.exceptions.NoArgsIsHelpError as error:
         typer.echo(error.format_message())
         return USAGE

@@ -10,7 +10,7 @@ import click
 import typer
 
 from fedcl import cli_help, completion, files, foreign
-from fedcl.errors import ConfigError, nearest
+from fedcl.errors import LOSSY, ConfigError, nearest
 
 if TYPE_CHECKING:
     from fedcl import config
@@ -143,7 +143,8 @@ def _serve(
 ) -> int:
     """Serve a federation: start a SuperLink, wait for nodes, run the scenario; go on after any crash.
 
-    The run directory is DIR/run. Exit 0: finished; 2: bad configuration; 1: failed; 75: stopped, --resume goes on.
+    The run directory is DIR/run. Exit 0: finished; 2: bad configuration; 1: failed; 75: stopped, --resume goes on;
+    3: training diverged, or updates were lost to errors.
     `fedcl server nodes` tells who may take part.
     """
     from fedcl import config
@@ -167,6 +168,7 @@ def _supervise(state: Path, folder: Path, quiet: bool, wards: int, **listening_a
     from fedcl.interrupt import STOPPED, Stopped, listening
     from fedcl.real.nodes import link_of
     from fedcl.real.serving import Server
+    from fedcl.results import lossy
 
     code = OK
     with listening() as stop, Progress(quiet=quiet) as progress:
@@ -175,6 +177,7 @@ def _supervise(state: Path, folder: Path, quiet: bool, wards: int, **listening_a
         link = link_of(state, **listening_at)
         try:
             Server(state=state, folder=folder, link=link, say=say, listener=progress, wards=wards).serve(stop)
+            code = LOSSY if lossy(result.read(folder).results) else OK
         except Stopped:
             code = STOPPED
     if not quiet:

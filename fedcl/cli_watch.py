@@ -6,10 +6,11 @@ from typing import Annotated
 
 import typer
 
+from fedcl.errors import LOSSY
 from fedcl.interrupt import STOPPED
 
 INTERRUPTED = 130
-CODES = {"": 0, "finished": 0, "failed": 1, "died": 1, "stopped": STOPPED}
+CODES = {"": 0, "finished": 0, "failed": 1, "died": 1, "diverged": LOSSY, "stopped": STOPPED}
 LOOK = 0.5  # seconds between two looks
 
 
@@ -19,7 +20,8 @@ def watch(
 ) -> int:
     """Show a running federation or sweep, from any terminal or machine that sees its folder; ends with it.
 
-    Reads only. Exit 0: finished (with --once: or running); 1: failed, or its process has died; 75: stopped, resumable.
+    Reads only. Exit 0: finished (with --once: or running); 1: failed, or its process has died; 3: diverged; 75:
+    stopped, resumable.
     """
     from rich.console import Console
 

@@ -92,6 +92,9 @@ class ServerConfig(Settings):
     norm_bound: Literal["clip", "refuse"] = setting(
         "clip", "what happens to a longer update: it is scaled down, or refused and its client named"
     )
+    max_norm_ratio: float | None = setting(
+        10.0, "longest update in medians of its round's norms; a longer one is refused; null: none is", low=1
+    )
     deadline: float = setting(3600.0, "seconds that a round waits for answers", above=0)
 
 
@@ -141,7 +144,7 @@ class CheckpointConfig(Settings):
 
     rounds: int = setting(1, "rounds between checkpoints", low=1)
     seconds: float = setting(5.0, "seconds between checkpoints", low=0)
-    keep: int = setting(2, "checkpoints kept", low=1)
+    keep: int = setting(2, "checkpoints kept, at least 2: the newest is not known yet to be sound", low=1)
 
 
 @dataclass(frozen=True, kw_only=True)

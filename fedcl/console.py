@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedcl import foreign
-from fedcl.log import own_accuracy, seen_accuracy
+from fedcl.log import REMEDIES, own_accuracy, seen_accuracy
 
 Event = Mapping[str, Any]
 UNKNOWN = "-"
@@ -26,6 +26,12 @@ FIGURES = {
     "BWT": ("bwt", "change of old tasks since they were learnt"),
     "plasticity": ("plasticity", "accuracy of each task when just learnt"),
 }
+
+# What became of the updates that do not count, by the kind of their loss.
+LOST = {
+    "failed": "by errors", "diverged": "not finite", "refused": "refused by the server", "absent": "did not come",
+    "withheld": "withheld by their nodes",
+}  # fmt: skip
 
 
 def fraction(value: float | None) -> str:
@@ -119,6 +125,7 @@ class Progress(OnTerminal):
         self._accuracy: float | None = None
         self._rate: float | None = None
         self._seconds: float | None = None
+        self._diverging = -1  # the last round that was told to diverge
         self._last: float | None = None  # when the round before ended
         self._counted = 0  # rounds that were seen
 
@@ -245,6 +252,23 @@ class Progress(OnTerminal):
     def _on_mended(self, event: Event) -> None:
         self._warn(f"{event['lines']} lines of events.jsonl could not be read: the run goes on without what they said")
 
+    def _on_diverging(self, event: Event) -> None:
+        before, self._diverging = self._diverging, event["round"]
+        if before == event["round"] - 1:  # it has been said
+            return
+        loss = "not a number" if event["loss"] is None else f"{event['loss']:.3g}"
+        what = f"the clients' loss is {loss}, that of guessing {event['chance']:.3g}" if event["exploded"] else ""
+        lost = f"{event['updates']} of {event['asked']} updates are not finite" if event["updates"] else ""
+        told = ", ".join(part for part in (what, lost) if part)
+        self._warn(f"round {event['round']}: training diverges: {told}; {REMEDIES}", "red")
+
+    def _on_fallback(self, event: Event) -> None:
+        longest = ", ".join(f"client {client} ({norm:.3g})" for client, norm in event["longest"])
+        named = f"; longest updates: {longest}" if longest else ""
+        out = f"; clients {', '.join(map(str, event['left_out']))} are left out of it now" if event["left_out"] else ""
+        back = f"going back to round {event['to']}"
+        self._warn(f"the weights after round {event['round']} are not sound: {event['why']}; {back}{named}{out}", "red")
+
     def _on_client_error(self, event: Event) -> None:
         what = f"client {event['client']} failed in round {event['round']}: {event['error']}"
         self._warn(f"{foreign.line(what)}\n{foreign.quoted(event['traceback'])}", "red")
@@ -260,6 +284,16 @@ def _add_clients(table: Table, results: Mapping[str, Any]) -> None:
     notes = ("mean accuracy of a client on its own stream", "the client that is served worst")
     for name, key, note in zip(("clients' mean", "clients' worst"), ("mean", "worst"), notes, strict=True):
         _row(table, name, fraction(spread[key] if spread else None), note if spread else reason)
+
+
+def _add_losses(table: Table, results: Mapping[str, Any]) -> None:
+    updates = results.get("updates") or {}
+    lost = [f"{updates[kind]:,} {words}" for kind, words in LOST.items() if updates.get(kind)]
+    if lost:
+        number = updates["asked"] - updates["accepted"]
+        _row(table, "lost updates", f"{number:,} of {updates['asked']:,}", f"{', '.join(lost)} (error.log)")
+    if results["status"] == "diverged":
+        _row(table, "diverged", "", REMEDIES)
 
 
 def _add_cost(table: Table, cost: Mapping[str, Any]) -> None:
@@ -289,5 +323,6 @@ def table(results: Mapping[str, Any]) -> Table:
         value = results["metrics"].get(key)
         _row(shown, name, fraction(value), note if value is not None else results["absent"].get(key, "not recorded"))
     _add_clients(shown, results)
+    _add_losses(shown, results)
     _add_cost(shown, results["cost"])
     return shown

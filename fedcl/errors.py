@@ -1,8 +1,10 @@
-"""The two ways in which a run ends without a result, each with its exit code, and what their sentences are made of."""
+"""How a run ends without a whole result, each with its exit code, and what their sentences are made of."""
 
 import difflib
 from collections.abc import Iterable
 from typing import Any
+
+LOSSY = 3  # exit code of a run that went to its end and lost updates by errors, or has diverged
 
 
 class ConfigError(Exception):
@@ -11,6 +13,10 @@ class ConfigError(Exception):
 
 class FederationError(Exception):
     """The federation could not go on (too few clients answered, a state was lost): exit code 1, resumable."""
+
+
+class Diverged(FederationError):
+    """Training has come to numbers from which nobody can go on: exit code 3, the last sound checkpoint stays."""
 
 
 def folded(word: str) -> str:

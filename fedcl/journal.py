@@ -115,7 +115,12 @@ def finished(folder: Path) -> bool:
         return False
     end = _last(folder / EVENTS) if results else {}
     said = [(each.get("status"), each.get("weights_sha256")) for each in (results or {}, end)]
-    return end.get("event") == "end" and said[0] == said[1] and said[1][0] == "finished"
+    return end.get("event") == "end" and said[0] == said[1] and ended(results or {"status": ""})
+
+
+def ended(results: Mapping[str, Any]) -> bool:
+    """Return whether a run's results.json tells of all its rounds, also where training has diverged in them."""
+    return bool(results["status"] == "finished" or (results["status"] == "diverged" and results.get("complete")))
 
 
 def _last(path: Path) -> Event:

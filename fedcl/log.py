@@ -11,6 +11,9 @@ import numpy as np
 from fedcl.metrics import Indices, Matrix
 
 Event = dict[str, Any]
+EXPLODED = 1000.0  # times the loss of guessing: a training loss above it has exploded
+MANY = 1 / 3  # of a round's updates that diverge: then the run has, whatever came later
+REMEDIES = "try a smaller client.optimizer.lr, inputs of mean 0 and deviation 1, or client.clip=1"
 
 
 @dataclass(frozen=True)
@@ -92,8 +95,23 @@ class Log:
     task_ends: dict[tuple[int, int], list[float] | None] = field(default_factory=dict)
     client_ends: dict[tuple[int, int], tuple[int, list[float] | None]] = field(default_factory=dict)
     traces: dict[tuple[int, int], Event] = field(default_factory=dict)  # inside a client's visit, by (round, client)
+    diverging: dict[int, Event] = field(default_factory=dict)  # rounds in which losses explode or updates diverge
     errors: list[Event] = field(default_factory=list)
     damaged: int = 0  # lines of the journal that could not be read
+
+    @property
+    def diverged(self) -> bool:
+        """Whether training has diverged: at the end, or so many updates of a round that it is no client's matter."""
+        last = self.diverging.get(self.last_round, {})
+        return bool(last.get("exploded")) or any(
+            event["updates"] > MANY * event["asked"] for event in self.diverging.values()
+        )
+
+    @property
+    def complete(self) -> bool:
+        """Whether all rounds were run, whatever they have come to."""
+        rounds = self.start.get("rounds")
+        return self.status == "finished" or (self.status == "diverged" and self.end.get("round") == rounds)
 
     @property
     def status(self) -> str:
@@ -141,7 +159,7 @@ class Log:
 def collect(events: Iterable[Event]) -> Log:
     """Sort events into a `Log`. Unknown kinds of events are left out."""
     by_round = ("rounds", "evaluations", "checkpoints", "consolidations", "scores", "locals")
-    log: dict[str, Any] = {"start": {}, "end": {}, **{name: {} for name in by_round}}
+    log: dict[str, Any] = {"start": {}, "end": {}, **{name: {} for name in (*by_round, "diverging")}}
     task_ends: dict[tuple[int, int], list[float] | None] = {}
     client_ends: dict[tuple[int, int], tuple[int, list[float] | None]] = {}
     traces: dict[tuple[int, int], Event] = {}
@@ -165,6 +183,14 @@ def collect(events: Iterable[Event]) -> Log:
             errors.append(event)
         elif kind == "damaged":
             damaged += 1
+        elif kind == "diverging":
+            log["diverging"][event["round"]] = event
+        elif kind == "fallback":  # what came after the round to which the run has gone back comes again, or never was
+            for name in (*by_round, "diverging"):
+                log[name] = {round: each for round, each in log[name].items() if round <= event["to"]}
+            task_ends = {key: each for key, each in task_ends.items() if key[0] <= event["to"]}
+            client_ends = {key: each for key, each in client_ends.items() if key[0] <= event["to"]}
+            traces = {key: each for key, each in traces.items() if key[0] <= event["to"]}
         if kind in ("start", "round"):
             log["end"] = {}  # the run was resumed
     return Log(**log, task_ends=task_ends, client_ends=client_ends, traces=traces, errors=errors, damaged=damaged)

@@ -4,7 +4,7 @@ An order lists the clients of one cohort; its reply covers them all: one sum, on
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,17 @@ class Order:
     sitting: int = 0
     # By which name each client was introduced (`fedcl.names`), "" = by its number; empty: all of them were.
     names: list[str] = field(default_factory=list)
+
+
+Asked = TypeVar("Asked", bound=Order)
+COLUMNS = ("clients", "rows", "accepted", "oldest", "tasks", "clocks", "leaving")  # of an order: one entry a client
+
+
+def pick(order: Asked, rows: Ints) -> Asked:
+    """Return the order for some of its clients."""
+    columns = {name: getattr(order, name) for name in COLUMNS if len(getattr(order, name, ()))}
+    packs, names = ([column[row] for row in rows] if column else [] for column in (order.packs, order.names))
+    return replace(order, packs=packs, names=names, **{name: column[rows] for name, column in columns.items()})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +104,12 @@ class StockOrder(Order):
     tasks: Ints  # where the server believes each client to be
 
 
+# Why a client has no part in a reply: its code failed, its training diverged, the server refused its answer, it was not
+# there in time, or its node withheld the answer.
+FAILED, DIVERGED, REFUSED, ABSENT, WITHHELD = "failed", "diverged", "refused", "absent", "withheld"
+KINDS_OF_ERROR = (FAILED, DIVERGED, REFUSED, ABSENT, WITHHELD)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClientError:
     """A client that raised or whose answer was refused."""
@@ -100,6 +117,7 @@ class ClientError:
     client: int
     error: str
     traceback: str
+    kind: str = FAILED  # one of KINDS_OF_ERROR
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,7 +36,9 @@ class Result:
     """A run directory, read when something of it is asked for."""
 
     directory: Path
-    code: int | None = None  # of the call that has run it: 0 finished, 1 failed, 75 stopped; None: it was loaded
+    code: int | None = (
+        None  # of the call that has run it: 0 finished, 1 failed, 3 with lost updates, 75 stopped; None: it was loaded
+    )
     error: str = ""  # why it failed
 
     def __repr__(self) -> str:
@@ -86,7 +88,7 @@ class Result:
 
     @property
     def status(self) -> str:
-        """How far the run is: finished, stopped, failed, or running (also when it was killed)."""
+        """How far the run is: finished, diverged, stopped, failed, or running (also when it was killed)."""
         return str(self.results["status"])
 
     @property

@@ -7,7 +7,7 @@ A client's own figures are measured on its own test items at its own task ends, 
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -18,6 +18,7 @@ from fedcl import metrics
 from fedcl.journal import SCHEMA as SCHEMA
 from fedcl.log import Event, Log, accuracies, collect, table
 from fedcl.metrics import Matrix
+from fedcl.orders import DIVERGED, FAILED, KINDS_OF_ERROR
 
 WINDOW = 10  # evaluation points in the window of wf10 and wp10
 FEW_CLIENTS = 100  # up to here every client's own matrix is kept
@@ -127,7 +128,7 @@ def _final_accuracy(log: Log) -> float:
 
 
 def _unfinished(log: Log) -> str | None:
-    if log.status == "finished":
+    if log.complete:
         return None
     return f"the run has not finished: {log.status} after round {log.last_round} of {log.start.get('rounds', '?')}"
 
@@ -285,6 +286,23 @@ def _cost(log: Log) -> dict[str, Any]:
     }
 
 
+def _updates(log: Log) -> dict[str, int]:
+    """Return how many updates were asked for, how many count, and how many were lost, by the kind of their loss."""
+    rounds = log.rounds.values()
+    lost = {kind: sum(event.get("lost", {}).get(kind, 0) for event in rounds) for kind in KINDS_OF_ERROR}
+    accepted = sum(event.get("updates", 0) for event in rounds)
+    return {"asked": accepted + sum(lost.values()), "accepted": accepted, **lost}
+
+
+def lossy(results: Mapping[str, Any]) -> bool:
+    """Return whether a run has lost updates that its user should not do without: by errors, or because they diverged.
+
+    What was refused, withheld or did not come is as it should be, and counted.
+    """
+    updates = results.get("updates") or {}
+    return results.get("status") == "diverged" or any(updates.get(kind) for kind in (FAILED, DIVERGED))
+
+
 def _hashes(log: Log, absent: dict[str, str]) -> dict[str, str | None]:
     for name in HASHES:
         if log.end.get(name) is None:
@@ -315,6 +333,7 @@ def summarise(config: dict[str, Any], events: Iterable[Event]) -> dict[str, Any]
     return {
         "schema": SCHEMA,
         "status": log.status,
+        "complete": log.complete,
         "name": log.start.get("name", config.get("name")),
         "seed": log.start.get("seed", config.get("seed")),
         "command": log.start.get("command"),
@@ -325,6 +344,7 @@ def summarise(config: dict[str, Any], events: Iterable[Event]) -> dict[str, Any]
         "task_end_rounds": log.ends.rounds,
         "clients": _clients(log, config.get("evaluate", {}).get("trace", 0), absent),
         "evaluation_every": log.start.get("evaluation_every"),
+        "updates": _updates(log),
         "cost": _cost(log),
         **_hashes(log, absent),
         **{name: log.start.get(name) for name in ("device", "stack", "cohort", "versions")},

@@ -178,6 +178,8 @@ def _entries(name: str, entry: type, listed: Any) -> list[Any]:
     for each in entries:
         if not all(SOUND_ENTRY[one.type](getattr(each, one.name)) for one in fields(entry)):
             raise BadMessage(f"an entry of {name!r} that is not what it should be")
+        if getattr(each, "kind", orders.FAILED) not in orders.KINDS_OF_ERROR:
+            raise BadMessage(f"a client error of a kind that is none of {', '.join(orders.KINDS_OF_ERROR)}")
     return entries
 
 

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from fedcl.answers import Answer, Layout, borrowed, refusal
 from fedcl.config import ServerConfig
 from fedcl.orders import Array, Ints, Withheld
 from fedcl.plan import Cohort
 from fedcl.streams import Stream
+from server import norms
 
 LEAST = {"n": 1, "steps": 1, "evicted": 0, "capped": 0}
 MOST = 1 << 40  # samples, steps or evictions of a client
@@ -136,21 +136,24 @@ def samples_problem(answer: Answer, n: Ints) -> str | None:
 def update_problem(server: ServerConfig, answer: Answer, table: Mapping[str, Array]) -> str | None:
     """Return why a sum of weighted updates cannot be what clients with these samples send, None if it can.
 
-    The weights add up to the samples (or the clients). No update is longer than `server.max_update_norm`, because
-    clients clip theirs or are refused, so the sum is not longer than that times the weights.
+    The weights add up to the samples (or the clients). The sum is not longer than the updates that it is of: not than
+    the norms in the table, and no update counts that is longer than `server.max_update_norm`.
     """
     names = dict(answer.layout.shapes)
     if "weight" not in names:
         return None
-    expected = float(table["n"].sum()) if server.weights == "samples" else float(len(table["n"]))
-    weight, limit = float(answer["weight"]), server.max_update_norm
+    weights = table["n"].astype(np.float64) if server.weights == "samples" else np.ones(len(table["n"]))
+    weight, expected, limit = float(answer["weight"]), float(weights.sum()), server.max_update_norm
     if abs(weight - expected) > ROUNDING * expected:
         return f"the weights of its updates add up to {weight:g}, not to {expected:g}"
-    if limit is None:
-        return None
-    length = float(
-        torch.linalg.vector_norm(torch.cat([each.flatten().double() for each in answer.under("delta").values()]))
-    )
-    if length > limit * expected * (1 + ROUNDING):
+    said = table.get("norm")
+    if said is None or said.dtype.kind != "f" or np.isnan(said).any() or (said < 0).any():
+        return "its table lacks the norms of its updates, or one of them cannot be"
+    length = norms.length(answer)
+    if limit is not None and length > limit * expected * (1 + ROUNDING):
         return f"its mean update has norm {length / expected:.3g}, more than server.max_update_norm = {limit:g}"
+    most = float(weights @ norms.effective(server, said))
+    if length > most * (1 + ROUNDING) + norms.TINY * expected:
+        claim = f"its table makes it {most / expected:.3g} at most"
+        return f"its mean update has norm {length / expected:.3g}, but {claim}"
     return None

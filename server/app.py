@@ -11,22 +11,28 @@ from numpy.typing import NDArray
 
 from fedcl import rundir
 from fedcl.answers import Answer
+from fedcl.errors import Diverged
 from fedcl.interrupt import Stopped, listening
+from fedcl.log import collect
 from fedcl.orders import Ints
 from fedcl.real.nodes import Nodes
 from fedcl.streams import empty_cells
 from fedcl.timing import doing
-from server import trouble
+from server import trouble, turns
 from server.consolidation import consolidate
 from server.evaluation import evaluate, measured
 from server.federation import Federation
 from server.names import WARDS
 from server.presence import present
+from server.recovery import fall_back, leave_out
 from server.scoring import score
+from server.soundness import Unsound, check
 from server.state import State
 from server.steps import new_weights, updated
 from server.tracing import trace
 from server.training import train
+
+ENDS = {Stopped: "stopped", Diverged: "diverged"}  # of a run that raises
 
 app = ServerApp()
 
@@ -38,6 +44,7 @@ def main(grid: Grid, context: Context) -> None:
     Raises:
         Stopped: SIGTERM or Ctrl-C; what was done is checkpointed.
         FederationError: too few clients answered; the last complete round is checkpointed.
+        Diverged: the weights are of no use any more; the last round from which clients could train is checkpointed.
     """
     scenario, folder = rundir.asked(context.run_config)
     state_folder = str(context.run_config.get("state") or "") or None
@@ -54,16 +61,21 @@ def main(grid: Grid, context: Context) -> None:
         state = federation.restore() or opening(federation)
         try:
             while state.round < federation.stream.timeline.rounds:
-                state = federation.commit(one_round(federation, state, state.round + 1))
+                try:
+                    state = federation.commit(one_round(federation, state, state.round + 1))
+                except Unsound as found:
+                    state = fall_back(federation, state, found)
+                    leave_out(federation, state, found)
         except Exception as error:
-            status = "stopped" if isinstance(error, Stopped) else "failed"
+            status = ENDS.get(type(error), "failed")
             try:
                 federation.end(federation.commit(state, now=True), status)
             except OSError:  # a disk that is full is so here too: what it denied first is told
                 if not isinstance(error, OSError):
                     raise
             raise
-        federation.end(federation.commit(state, now=True), "finished")
+        diverged = collect(federation.journal.events()).diverged
+        federation.end(federation.commit(state, now=True), "diverged" if diverged else "finished")
 
 
 def opening(federation: Federation) -> State:
@@ -85,20 +97,20 @@ def one_round(federation: Federation, state: State, round: int) -> State:
     with doing("selection"):
         there, before, left = present(federation, state, round)
     if len(left[0]):  # newer data has reached them since the round before: that was their last one at their task
-        before = closed(federation, before, round - 1, None, nothing, federation.over(before, round - 1), left)
+        before = closed(federation, before, round - 1, None, nothing, turns.over(federation, before, round - 1), left)
     with doing("selection"):
-        before = federation.begin_tasks(before, round)
+        before = turns.begin_tasks(federation, before, round)
         before = score(federation, before, round, there)
-        chosen, before = federation.select(before, round, there)
+        chosen, before = turns.select(federation, before, round, there)
         cohorts = federation.plan(before, round, chosen)
     trace(federation, before, round, cohorts)
     riding = federation.riding(before, round, cohorts)
     total, state = train(federation, before, round, cohorts, riding)
     if total is not None:
         with doing("update"):
-            state = updated(federation.scenario.server, state, total)
-    ended, leavers = federation.ended(before, state, round)
-    return closed(federation, state, round, total, riding, ended, leavers)
+            state = check(updated(federation.scenario.server, state, total), round)
+    ended, leavers = turns.ended(federation, before, state, round)
+    return check(closed(federation, state, round, total, riding, ended, leavers), round)
 
 
 def closed(

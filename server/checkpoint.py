@@ -145,13 +145,19 @@ def newest(
             snapshot = read(path)
             usable(snapshot)
         except BrokenState as error:
-            aside = path.with_name(path.name + ".broken")
-            os.replace(path, aside)
-            sync_path(folder)
+            aside = put_aside(path, "broken")
             warn(f"checkpoint {path.name} refused and kept as {aside.name}: {error}")
         else:
             return snapshot
     return None
+
+
+def put_aside(path: Path, why: str) -> Path:
+    """Rename a checkpoint so that nobody goes on from it; return its new path."""
+    aside = path.with_name(f"{path.name}.{why}")
+    os.replace(path, aside)
+    sync_path(path.parent)
+    return aside
 
 
 def prune(folder: Path, keep: int) -> list[Path]:

@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 
 from fedcl import foreign, wire
 from fedcl.interrupt import StopRequest
-from fedcl.orders import Array, ClientError, Order, Reply
+from fedcl.orders import ABSENT, FAILED, REFUSED, Array, ClientError, Order, Reply
 from fedcl.timing import doing
 from fedcl.withholding import VISIT
 
@@ -19,6 +19,7 @@ R = TypeVar("R", bound=Reply)
 COLUMNS, LONGEST = 64, 100  # of a reply's table: columns, and letters of their names
 SENTENCE = 2000  # letters of an error's first line
 FACTS = 1 << 16  # letters that a reply may say about each client, tracebacks among them
+AWAY = (3, 4, 5)  # Flower's error codes of a message, an answer or a node that is not there any more
 POLL = 0.1  # seconds between looks at a grid that does not wait by itself
 
 
@@ -54,12 +55,13 @@ def exchange(
             time.sleep(POLL)
 
 
-def silence(message: Message | None) -> tuple[str, str]:
-    """Return why a message brings no reply (did not come, or is an error) and its traceback, if any."""
+def silence(message: Message | None) -> tuple[str, str, str]:
+    """Return why a message brings no reply (did not come, or is an error), its traceback, if any, and of which kind."""
     if message is None:
-        return "no answer within server.deadline", ""
+        return "no answer within server.deadline", "", ABSENT
     reason = foreign.plain((message.error.reason or "")[-FACTS:])
-    return foreign.line((reason.strip().splitlines() or ["no reason given"])[-1])[:SENTENCE], reason
+    said = foreign.line((reason.strip().splitlines() or ["no reason given"])[-1])[:SENTENCE]
+    return said, reason, ABSENT if message.error.code in AWAY else FAILED
 
 
 def post(
@@ -107,9 +109,9 @@ def taken(
         problem: why it cannot be taken although it is of that kind and fits the order; None: it can.
         size: what is larger is not read.
     """
-    refused, traceback = "", ""
+    refused, traceback, what = "", "", REFUSED
     if message is None or message.has_error():
-        refused, traceback = silence(message)
+        refused, traceback, what = silence(message)
     else:
         try:
             refused = size.problem(message, len(order.clients)) or ""
@@ -121,7 +123,8 @@ def taken(
         except wire.BadMessage as error:
             refused = str(error)
         refused = f"answer refused: {refused}"
-    return None, [ClientError(client=each, error=refused, traceback=traceback) for each in order.clients.tolist()]
+    named = order.clients.tolist()
+    return None, [ClientError(client=each, error=refused, traceback=traceback, kind=what) for each in named]
 
 
 def withheld_visits(reply: Reply) -> list[int]:

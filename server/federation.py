@@ -41,7 +41,6 @@ from server.names import WARDS
 from server.roster import Roll, Roster, Who, nobody, roll_of
 from server.sittings import sit
 from server.state import State, begun_anew, restored, snapshot, state_digest
-from server.steps import new_weights
 
 PATIENCE = 60.0  # seconds that a federation waits for all its clients before its first round
 
@@ -86,6 +85,7 @@ class Federation:
     stock: dict[str, Any] = field(default_factory=dict)  # what the journal says that clients have
     noted: set[str] = field(default_factory=set)  # notes of clients that the journal has
     kept: list[Kept] = field(default_factory=list)  # of the checkpoints that it may fall back to, oldest first
+    suspects: dict[int, list[int]] = field(default_factory=dict)  # round -> clients whose answers do not count there
     began: float = field(default_factory=time.monotonic)
 
     @staticmethod
@@ -145,8 +145,11 @@ class Federation:
         """Wait a while until all clients have a node."""
         self.roster = self.roll.meet(np.arange(len(self.roster.nodes)), 0, self.stop, PATIENCE)
 
-    def restore(self) -> State | None:
-        """Return the state of the newest whole checkpoint and forget what the journal says of later rounds.
+    def restore(self, *, forget: bool = True) -> State | None:
+        """Return the state of the newest whole checkpoint.
+
+        Args:
+            forget: what the journal says of later rounds.
 
         Raises:
             FederationError: the clients' records lay elsewhere when it was written.
@@ -156,7 +159,8 @@ class Federation:
         if state and len(state.accepted) != len(self.first_accepted()):
             where = "with the nodes" if self.packs else "in the run directory"
             raise FederationError(f"the clients' records of this run lie {where}: go on with it the way it was begun")
-        self._mend(state.offset if state else 0)
+        if forget:
+            self._mend(state.offset if state else 0)
         self.committed = (state.round if state else -1, time.monotonic())
         self.began = time.monotonic() - (state.seconds if state else 0.0)
         self.kept = [*self._older(), Kept.of(state)] if state else []
@@ -238,8 +242,9 @@ class Federation:
         files = self.packs.files(index) if self.packs else []
         packs = [self.packs.folder / name for name in files if name not in self.synced] if self.packs else []
         size = checkpoint.save(folder, snapshot(state, config.config_hash(self.scenario)), packs)
-        checkpoint.prune(folder, settings.keep)
-        self.kept = [*self.kept, Kept.of(state)][-settings.keep :]
+        keep = max(settings.keep, 2)  # whether anybody can train from the newest one the next round shows
+        checkpoint.prune(folder, keep)
+        self.kept = [*self.kept, Kept.of(state)][-keep:]
         if self.packs:
             self.packs.collect(each.index for each in self.kept)
         self.committed, self.synced = (state.round, time.monotonic()), set(files)
@@ -367,32 +372,6 @@ class Federation:
         oldest: Ints = np.min([each.accepted for each in self.kept] or [self.first_accepted()], axis=0)
         return {**nowhere, "accepted": state.accepted[clients], "oldest": oldest[clients]}
 
-    def begin_tasks(self, state: State, round: int) -> State:
-        """Tell the method of global tasks that the first client meets in this round."""
-        timeline = self.stream.timeline
-        now = timeline.tasks(timeline.positions(timeline.clocks(round, state.visits)))
-        begun = state.begun.copy()
-        begun[now[now >= 0]] = True
-        new = np.flatnonzero(begun & ~state.begun).tolist()
-        if not new:
-            return state
-        server = self.scenario.server
-        method, weights = server.method.begin_task(state.method, state.weights, new)
-        weights = new_weights(server, weights, state.weights, "begin_task")
-        if server.method.afresh:
-            selection = server.selection.begin(self.scenario.stream.clients)
-            state = replace(state, optimizer=server.optimizer.begin(weights), selection=selection)
-        return replace(state, method=method, weights=weights, begun=begun)
-
-    def select(self, state: State, round: int, there: Ints) -> tuple[Ints, State]:
-        """Return the clients of a round, of those that are there, and the state in which the selection remembers it."""
-        server = self.scenario.server
-        chosen, memory = server.selection.choose(
-            state.selection, there, server.clients_per_round or len(there), seed=self.scenario.seed, round=round,
-            rounds=self.stream.timeline.rounds,
-        )  # fmt: skip
-        return chosen, replace(state, selection=memory)
-
     def plan(self, state: State, round: int, chosen: Ints) -> list[Cohort]:
         """Cut the clients of a round into cohorts."""
         client = self.scenario.client
@@ -400,16 +379,6 @@ class Federation:
             self.stream, round, state.visits, chosen, self.roster.nodes, cohort=self.scenario.engine.clients,
             epochs=client.epochs, batch=client.batch, joint=self.scenario.stream.joint,
         )  # fmt: skip
-
-    def ended(self, before: State, after: State, round: int) -> tuple[list[int], tuple[Ints, Ints]]:
-        """Return the global tasks that nobody will meet again, and the clients that left a task with that task."""
-        leavers = plan.leavers(self.stream, round, before.visits, after.visits)
-        return self.over(after, round) if len(leavers[0]) else [], leavers
-
-    def over(self, state: State, round: int) -> list[int]:
-        """Return the global tasks that nobody will meet again after a round, of those that have not ended before."""
-        found = plan.completed(self.stream, round, state.visits) & state.begun & ~state.ended
-        return np.flatnonzero(found).tolist()
 
 
 def round_to(seconds: float) -> float:

@@ -330,7 +330,7 @@ def test_no_sum_of_bounded_updates_is_refused_and_a_longer_one_is(parts: Any, be
     server, n = ServerConfig(max_update_norm=2.0), np.array([count for count, _ in parts])
     direction = np.array([0.6, 0.0, 0.8])
     total = sum(count * 2.0 * share * direction for count, share in parts)
-    table = {"n": n}
+    table = {"n": n, "norm": np.array([2.0 * share for _, share in parts])}
 
     def answer(delta: Any, weight: float) -> Answer:
         return Answer(LAYOUT, torch.tensor([*delta, weight], dtype=torch.float64))
@@ -340,7 +340,11 @@ def test_no_sum_of_bounded_updates_is_refused_and_a_longer_one_is(parts: Any, be
     said = str(update_problem(server, answer(longer, n.sum()), table))
     assert said.startswith(f"its mean update has norm {2 * beyond:.3g}, more than server.max_update_norm = 2")
     assert "add up to" in str(update_problem(server, answer(total, n.sum() + 1), table))
-    assert update_problem(ServerConfig(weights="uniform"), answer(total, len(n)), table) is None
+    uniform = ServerConfig(weights="uniform")
+    mean = sum(2.0 * share * direction for _, share in parts)
+    assert update_problem(uniform, answer(mean, len(n)), table) is None
+    most, beyond_all = table["norm"].sum(), str(update_problem(uniform, answer(mean + direction, len(n)), table))
+    assert beyond_all.endswith(f"but its table makes it {most / len(n):.3g} at most")
 
 
 def test_an_update_beyond_the_bound_is_clipped_or_its_client_refused() -> None:

@@ -32,14 +32,14 @@ from clients.versions import (
     outdated,
     sealed,
 )
-from clients.work import Store, pick
+from clients.work import Store
 from fedcl import api, config, rundir, wire
 from fedcl.config import Scenario, config_hash
 from fedcl.engine import flower
 from fedcl.engine.choice import resolve
 from fedcl.errors import FederationError
 from fedcl.fingerprint import fingerprint
-from fedcl.orders import EvaluateOrder, Order, TraceOrder, TrainOrder, TrainReply
+from fedcl.orders import EvaluateOrder, Order, TraceOrder, TrainOrder, TrainReply, pick
 from fedcl.world import as_text
 from server import checkpoint
 from server.app import app as server_app

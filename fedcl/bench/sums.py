@@ -5,6 +5,7 @@ for each number of samples, so that a thousand replies fit into memory, and not 
 """
 
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,7 +22,9 @@ from fedcl.errors import FederationError
 from fedcl.orders import TrainOrder, TrainReply
 from server.acceptance import Known
 from server.exchange import Size, taken
-from server.training import Round, add, reply_problem
+from server.tally import Tally
+from server.training import reply_problem
+from server.waiting import Sums
 
 VERSIONS = 8
 ROUND = 1  # of all replies: they are added up again and again
@@ -48,12 +51,13 @@ def run(spec: Spec, watch: Watch) -> Told:
     replies = _replies(work, flat)
     watch.begin()
     for _ in work.rounds:
-        done = Round(total=torch.zeros(layout.size))
+        done = Tally(total=torch.zeros(layout.size), sums=Sums(Path.cwd()))
         for order, message in replies:
             reply, errors = taken(message, order, TrainReply, problem, Size(layout.size))
             if reply is None:
                 raise FederationError(errors[0].error)
-            add(done, order, reply)
+            done.add(order, reply)
+        done.sums.close()
         answer = Answer(layout, done.total)
         mean = flat + (parameters.flatten(answer.under("delta")) / answer["weight"]).numpy()
         watch.mark()
@@ -63,6 +67,7 @@ def run(spec: Spec, watch: Watch) -> Told:
 def _replies(work: Work, flat: crew.Flat) -> list[tuple[TrainOrder, Message]]:
     """Return an order to each client of the first round, and what its node answers."""
     moves, found = updates(flat), []
+    length = [np.array([np.linalg.norm(move.astype(np.float64))]) for move in moves]
     totals: dict[tuple[int, int], ArrayRecord] = {}
     for number, visit in enumerate(work.rounds[0]):
         who, version = np.array([visit.client]), number % VERSIONS
@@ -73,7 +78,7 @@ def _replies(work: Work, flat: crew.Flat) -> list[tuple[TrainOrder, Message]]:
         counts = {"n": visit.n, "steps": len(visit.steps), "evicted": 0}
         reply = TrainReply(
             round=ROUND, cohort=number, clients=who, errors=[], total=np.zeros(0, np.float32),
-            table={name: np.array([each]) for name, each in counts.items()},
+            table={**{name: np.array([each]) for name, each in counts.items()}, "norm": length[version]},
         )  # fmt: skip
         record = wire.encode(reply)
         if (version, visit.n) not in totals:  # a sum weighted by samples, and the samples

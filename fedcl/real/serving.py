@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from fedcl import foreign, lock
-from fedcl.errors import FederationError
+from fedcl.errors import Diverged, FederationError
 from fedcl.interrupt import LOOK, Stopped, StopRequest
-from fedcl.journal import ERRORS, EVENTS, failure, finished
+from fedcl.journal import ERRORS, EVENTS, failure, finished, read_events
+from fedcl.log import collect
 from fedcl.real import bundle
 from fedcl.real.flower import Link
 from fedcl.real.nodes import Nodes, write_link
@@ -53,6 +54,7 @@ class Server:
         Raises:
             Stopped: somebody asked for it; the run can go on later.
             FederationError: it cannot go on.
+            Diverged: its weights have come to nothing; it would again.
         """
         self.link.write_connection()
         write_link(self.state, self.link)
@@ -64,6 +66,8 @@ class Server:
                 before = self._rounds()
                 problem = self._sitting(app, stop)
                 failures = 0 if self._rounds() > before else failures + 1
+                if problem and collect(read_events(self.folder)).status == "diverged":
+                    raise Diverged(problem)
                 if problem and failures >= FAILURES:
                     raise FederationError(f"{failures} attempts in a row came to nothing; the last one: {problem}")
                 if problem:

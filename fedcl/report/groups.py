@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from fedcl.config import PLACE
+from fedcl.journal import ended
 from fedcl.plain import flat_texts
 from fedcl.report.lines import REST, Line
 from fedcl.report.runs import Run
@@ -62,7 +63,7 @@ class Group:
         Args:
             unit: what x counts: "" rounds, else "megabytes" or "seconds" spent by then (the mean over seeds).
         """
-        finished = [run for run in self.runs if run.status == "finished"]
+        finished = [run for run in self.runs if ended(run.results)]
         tracks = [track for run in finished or self.runs if (track := _track(run, unit))]
         if not tracks:
             return None

@@ -35,7 +35,7 @@ MEANING: dict[str, tuple[str, str, bool]] = {
     "wf10": ("WF-10", "largest drop within 10 evaluations", True),
     "wp10": ("WP-10", "largest rise within 10 evaluations", True),
 }
-STATUS = {"finished": "✓", "running": "●", "stopped": "■", "failed": "✕"}
+STATUS = {"finished": "✓", "running": "●", "stopped": "■", "failed": "✕", "diverged": "≈"}
 LOG_TAIL = 20_000
 
 

@@ -11,7 +11,7 @@ from fedcl.config import Scenario
 from fedcl.engine import cluster
 from fedcl.engine.pool import CANCELLED, Ended, Pool
 from fedcl.engine.survey import survey
-from fedcl.errors import ConfigError
+from fedcl.errors import LOSSY, ConfigError
 from fedcl.interrupt import STOPPED, Stopped
 from fedcl.journal import EVENTS, Journal, finished, read_events
 from fedcl.lock import holder
@@ -211,7 +211,9 @@ def _end(run: Run, result: Any) -> tuple[str, str]:
     if not isinstance(result, tuple):
         return FAILED, f"{type(result).__name__}: {result}"
     code, error = result
-    return HOPELESS if code == NOTHING and run.trial else ENDS.get(code, FAILED), error
+    if code == LOSSY and not error:  # all its rounds were run: what it has come to stands in its figures
+        return DONE, ""
+    return HOPELESS if code in (NOTHING, LOSSY) and run.trial else ENDS.get(code, FAILED), error
 
 
 def _here(run: Run) -> Scenario:

@@ -9,7 +9,7 @@ from typing import Any
 
 from fedcl import kept
 from fedcl.errors import ConfigError, nearest
-from fedcl.journal import RESULTS, read_results, replace_file, write_json
+from fedcl.journal import RESULTS, ended, read_results, replace_file, write_json
 from fedcl.statistics import Paired, Spread, adjusted, paired, ranks, spread
 from fedcl.sweeps.axes import AXIS, titled
 from fedcl.sweeps.folder import read_plan, run_folder
@@ -78,7 +78,7 @@ def collect(out: Path, metric: str = METRIC) -> Found:
         folder = run_folder(out, point["key"])
         results = read_results(folder)
         with kept.sound(folder / RESULTS):
-            if results and results["status"] == "finished" and (value := value_of(results, metric)) is not None:
+            if results and ended(results) and (value := value_of(results, metric)) is not None:
                 mine[point["seed"]] = value
     rows = [
         Row(labels=dict(labels), values=mine, spread=spread([mine[seed] for seed in sorted(mine)]) if mine else None)

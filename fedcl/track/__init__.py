@@ -14,7 +14,7 @@ from fedcl import config
 from fedcl.config import Scenario
 from fedcl.distribution import install
 from fedcl.errors import ConfigError
-from fedcl.journal import Event, Journal, read_events, read_results
+from fedcl.journal import Event, Journal, ended, read_events, read_results
 from fedcl.plain import flat_texts
 from fedcl.track.scalars import figures, scalars
 from fedcl.track.tracker import About, Tracker
@@ -81,7 +81,7 @@ class Tracking:
     def close(self) -> None:
         """Hand on the figures of a run that has finished, and end the trackers."""
         results = read_results(self._journal.folder) if self._status else None
-        found = figures(results) if results and self._status == "finished" else {}
+        found = figures(results) if results and ended(results) else {}
         for name, tracker in list(self._open.items()):
             with self._trouble(name):
                 tracker.close(self._status or "died", self._round, found)

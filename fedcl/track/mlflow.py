@@ -18,7 +18,7 @@ from mlflow.tracking import MlflowClient
 
 MOST = 100  # parameters, and metrics, of one request: what its servers take
 LONGEST = 500  # characters of a parameter: what the oldest of them take
-STATUS = {"finished": "FINISHED", "failed": "FAILED"}
+STATUS = {"finished": "FINISHED", "failed": "FAILED", "diverged": "FAILED"}
 
 
 class MLflow:

@@ -50,6 +50,6 @@ class Tracker(Protocol):
         """End the sitting.
 
         Args:
-            status: of the run: finished, stopped, failed, or died.
+            status: of the run: finished, diverged, stopped, failed, or died.
             figures: of results.json, where the run has finished; they follow its last round.
         """

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import wandb
 
+from fedcl.errors import LOSSY
 from fedcl.interrupt import STOPPED
 from fedcl.track.tracker import About
 
@@ -43,4 +44,4 @@ class WandB:
     def close(self, status: str, round: int, figures: Mapping[str, float]) -> None:
         """Write the figures into the summary and end the run."""
         self._run.summary.update({f"figure/{name}": value for name, value in figures.items()})
-        self._run.finish(exit_code={"finished": 0, "stopped": STOPPED}.get(status, 1))
+        self._run.finish(exit_code={"finished": 0, "diverged": LOSSY, "stopped": STOPPED}.get(status, 1))

@@ -9,6 +9,7 @@ from rich.console import Console
 from fedcl import kept
 from fedcl.console import table
 from fedcl.journal import EVENTS, RESULTS, failure, read_results
+from fedcl.log import REMEDIES
 from fedcl.real.tail import Tail
 from fedcl.watch.pulse import Pulse
 from fedcl.watch.view import RunView
@@ -39,7 +40,7 @@ class RunWatch:
                 for event in events:
                     self.view(event)
         status = self.view.status
-        if status == "finished" or (status and not self._pulse.supervised):
+        if status in ("finished", "diverged") or (status and not self._pulse.supervised):
             return status
         return DIED if self._pulse.gone(bool(events)) and self.view.begun else ""
 
@@ -84,6 +85,8 @@ class RunWatch:
         again = f"fedcl server --state {self.folder.parent} --resume" if server else f"fedcl run --resume {self.folder}"
         if status == "finished":
             return f"finished: {self.folder}"
+        if status == "diverged":
+            return f"diverged: {self.folder}; {REMEDIES}"
         if status == "failed":
             return f"failed: {failure(self.folder) or 'see error.log'}; {again} goes on from the last complete round"
         if status == DIED:
