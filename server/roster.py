@@ -106,7 +106,7 @@ class Roll:
     def _hear(self, node: int, reply: Message) -> list[Hello]:
         """Return what a node says, nothing if it may not take part."""
         if reply.has_error():
-            reason, _ = silence(reply)
+            reason, _, _ = silence(reply)
             return self._put_off(node, f"node {node} could not introduce itself: {reason}")
         hello, why = introduced(reply, self.config)
         if self.member:
