@@ -164,7 +164,7 @@ def test_trust_is_told_on_the_command_line(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("fedcl.real.joining.Node", Recorder)
     words = ["client", "--server", "a:1", "--state", str(tmp_path / "s"), "--trust", "mylab", "--trust", "other.parts"]
     assert main(words) == 75
-    assert given["extra"] == {"FEDCL_TRUST": "mylab,other.parts"}
+    assert given["extra"] == {"FEDCL_MIN_COUNT": "5", "FEDCL_TRUST": "mylab,other.parts"}
     for wrong in ("my lab", "os;", "", "a.", ".a", "a:B", "1a"):
         with pytest.raises(ConfigError, match="must be the name of a package"):
             packages([wrong], "--trust")
