@@ -3,6 +3,7 @@
 import json
 import shlex
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -52,15 +53,21 @@ def test_every_setting_says_what_it_is_for() -> None:
 @pytest.mark.parametrize("each", KEYS, ids=lambda each: f"{each.part}:{each.key}")
 def test_the_example_of_a_setting_can_be_typed_and_changes_it(each: Key) -> None:
     """With the part that brings it; a scenario that needs more than the one setting may still refuse the whole."""
-    plain: dict[str, Any] = {}
-    if each.part:
-        block = each.key.rpartition(".")[0]
-        kind = next(other.kind for other in KEYS if other.key == block)
-        plain = overlay(Scenario, plain, typed(f"{block}={{{registry.chooser(kind)}: {each.part}}}"))
     if each.part == "explicit" or len(each.choices) == 1:
         return  # the one must have its clients' entries, the other can be nothing else
-    before, after = build(Scenario, plain), build(Scenario, overlay(Scenario, plain, typed(each.example)))
-    assert as_dict(before) != as_dict(after), each.example
+    plain, before = with_part(each.part, each.key.rpartition(".")[0] if each.part else "")
+    after = build(Scenario, overlay(Scenario, plain, typed(each.example)))
+    assert before != as_dict(after), each.example
+
+
+@cache
+def with_part(part: str, block: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the default scenario with a part in a block, as what is typed and as what it comes to."""
+    plain: dict[str, Any] = {}
+    if part:
+        kind = next(other.kind for other in KEYS if other.key == block)
+        plain = overlay(Scenario, plain, typed(f"{block}={{{registry.chooser(kind)}: {part}}}"))
+    return plain, as_dict(build(Scenario, plain))
 
 
 def test_a_setting_is_explained_in_a_few_lines(printed: Printed) -> None:
