@@ -23,6 +23,7 @@ from clients.work import Asked
 from fedcl.answers import LAYOUTS
 from fedcl.errors import ConfigError, FederationError, nearest
 from fedcl.orders import (
+    VISIT,
     ConsolidateOrder,
     EvaluateOrder,
     Order,
@@ -36,7 +37,7 @@ from fedcl.orders import (
     pick,
 )
 from fedcl.trust import packages
-from fedcl.withholding import LEAST, VISIT
+from fedcl.withholding import LEAST
 
 Answered = TypeVar("Answered", bound=Reply)
 MEASURED: dict[type[Order], str] = {EvaluateOrder: "accuracy", ScoreOrder: "score", TraceOrder: "trace"}

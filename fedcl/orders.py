@@ -14,6 +14,8 @@ Array = NDArray[Any]
 
 # Of which tasks a client is measured after its own update, where a method wants that: columns of a reply's table.
 OWN_PARTS = ("base", "earlier", "mission")
+VISIT = "visit"  # a figure: an update or a score, of a client that does not answer otherwise
+FIGURE = rf"{VISIT}|class [0-9]{{1,9}}|task [0-9]{{1,9}}|accuracy on ({'|'.join(OWN_PARTS)})"  # what may be withheld
 
 
 def empty() -> Ints:

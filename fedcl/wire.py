@@ -15,7 +15,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
-from fedcl import foreign, names, orders, withholding
+from fedcl import foreign, names, orders
 from fedcl.errors import FederationError
 from fedcl.orders import (
     ClientError,
@@ -45,7 +45,7 @@ DTYPES = ("float32", "float64", "int64", "int32", "bool")
 ORDERS = (TrainOrder, ConsolidateOrder, EvaluateOrder, ScoreOrder, TraceOrder, StockOrder)
 REPLIES = (TrainReply, ConsolidateReply, EvaluateReply, ScoreReply, TraceReply, StockReply)
 LISTED = {"errors": ClientError, "withheld": Withheld}  # fields of a reply that list entries about single clients
-FIGURE = re.compile(withholding.FIGURE, re.ASCII)
+FIGURE = re.compile(orders.FIGURE, re.ASCII)
 KINDS: dict[str, type] = {each.__name__: each for each in (*ORDERS, *REPLIES)}
 
 

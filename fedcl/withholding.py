@@ -13,13 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedcl.orders import OWN_PARTS, Ints
+from fedcl.orders import Ints
 from fedcl.streams import Stream
 
 LEAST = 5  # samples that a figure must rest on, unless a node's operator says otherwise
 BY_CLASS = ("class_sums", "ridge")  # statistics that tell a task's classes apart
-VISIT = "visit"  # an update or a score, of a client that does not answer otherwise
-FIGURE = rf"{VISIT}|class [0-9]{{1,9}}|task [0-9]{{1,9}}|accuracy on ({'|'.join(OWN_PARTS)})"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,8 @@ from flwr.serverapp import Grid
 
 from fedcl import foreign, wire
 from fedcl.interrupt import StopRequest
-from fedcl.orders import ABSENT, FAILED, REFUSED, Array, ClientError, Order, Reply
+from fedcl.orders import ABSENT, FAILED, REFUSED, VISIT, Array, ClientError, Order, Reply
 from fedcl.timing import doing
-from fedcl.withholding import VISIT
 
 R = TypeVar("R", bound=Reply)
 COLUMNS, LONGEST = 64, 100  # of a reply's table: columns, and letters of their names

@@ -46,7 +46,10 @@ def leave_out(federation: Federation, state: State, found: Unsound) -> None:
         "event": "fallback", "round": found.round, "to": state.round, "why": str(found), "longest": longest,
         "left_out": out if again else [],
     })  # fmt: skip
-    words = f"the weights after round {found.round} are not sound: {found}; the run goes back to round {state.round}"
+    which = f"after round {found.round}" if found.round else "that the run begins with"
+    words = f"the weights {which} are not sound: {found}"
+    if found.round:
+        words += f"; the run goes back to round {state.round}"
     if longest:
         words += f"; the longest updates: {', '.join(f'client {client} ({n:.3g})' for client, n in longest)}"
         words += f", median {norm['median']:.3g}"

@@ -111,7 +111,7 @@ def test_a_damaged_file_of_ours_is_never_a_traceback(
     try:
         code = READERS[reader][0](root)
     except (ConfigError, FederationError) as error:
-        code, said = 1, f"fedcl: {error}\n"
+        code, said = 1, "".join(f"fedcl: {line}\n" for line in str(error).splitlines())
     else:
         said = capsys.readouterr().err
     if code in (1, 2) and said:  # watch: the run has died, it says, and so it looks

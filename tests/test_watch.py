@@ -189,7 +189,7 @@ def test_a_line_that_is_no_event_is_one_sentence(half: Path, capsys: pytest.Capt
     with open(half / EVENTS, "ab") as file:
         file.write(b'{"event": "rou\n')
     assert main(["watch", "--once", str(half)]) == 1
-    assert capsys.readouterr().err.startswith(f"fedcl: {half / EVENTS} holds a line that is not JSON: ")
+    assert capsys.readouterr().err.startswith(f"fedcl: {half / EVENTS} is damaged (")
 
 
 def test_a_run_that_goes_on_from_a_checkpoint_is_shown_anew(half: Path) -> None:
