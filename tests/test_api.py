@@ -160,7 +160,7 @@ def test_a_chart_that_cannot_be_drawn_is_left_out(tmp_path: Path) -> None:
     """Joint training has no accuracy matrix; a run that failed in its first round has nothing at all."""
     assert fedcl.run(TINY, out=tmp_path / "joint", group="joint").plot().page.count("<svg") == 1
     failed = fedcl.run(TINY, out=tmp_path / "failed", check=False, **{"client.optimizer.lr": 1e30})
-    assert (failed.code, failed.status) == (1, "failed")
+    assert (failed.code, failed.status) == (3, "diverged")
     with pytest.raises(fedcl.FederationError, match=r"nothing to draw of .*: .* was evaluated less than twice"):
         failed.plot()
 
@@ -265,7 +265,7 @@ def test_a_run_that_fails_is_named_and_the_others_count(tmp_path: Path) -> None:
     found = fedcl.sweep({**STUDY, "grid": grid, "seeds": 1}, out=tmp_path / "out")
     (failed,) = found.failed
     assert failed["run"] == "split-digits lr=huge seed=0"
-    assert "0 of 3 clients answered" in failed["error"]
+    assert "the weights after round 0 are not sound" in failed["error"]
     assert failed["directory"] in [each.directory for each in found.results]
     assert [(row["lr"], row["seeds"], row["mean"] is None) for row in found.table] == [
         ("small", 1, False), ("huge", 0, True)
