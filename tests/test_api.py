@@ -265,7 +265,7 @@ def test_a_run_that_fails_is_named_and_the_others_count(tmp_path: Path) -> None:
     found = fedcl.sweep({**STUDY, "grid": grid, "seeds": 1}, out=tmp_path / "out")
     (failed,) = found.failed
     assert failed["run"] == "split-digits lr=huge seed=0"
-    assert "the weights after round 0 are not sound" in failed["error"]
+    assert "the weights that the run begins with are not sound" in failed["error"]
     assert failed["directory"] in [each.directory for each in found.results]
     assert [(row["lr"], row["seeds"], row["mean"] is None) for row in found.table] == [
         ("small", 1, False), ("huge", 0, True)

@@ -184,7 +184,7 @@ def test_a_learning_rate_without_bounds_ends_the_run_and_names_everybody(tmp_pat
     outcome = api.run(tiny("client.optimizer.lr=1e30"), out=tmp_path / "run", check=False)
     assert outcome.code == 3
     assert outcome.error.startswith(
-        "the weights after round 0 are not sound: from them no update of the next round is of "
+        "the weights that the run begins with are not sound: from them no update of the next round is of "
     )
     assert sorted(event["client"] for event in errors(tmp_path / "run")) == [0, 1, 2, 3]
     assert all("not finite" in event["error"] for event in errors(tmp_path / "run"))

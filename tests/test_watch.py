@@ -136,7 +136,7 @@ def test_what_has_happened_before_is_not_said_again() -> None:
     assert errors.getvalue() == "note: two files left out\n"
     view(ERROR)
     view(EVALUATION)
-    assert errors.getvalue().endswith("client 2 failed in round 4: ValueError: no\nFile a\nb\n")
+    assert errors.getvalue().endswith("client 2 failed in round 4: ValueError: no\n  | File a\n  | b\n")
     assert said.getvalue().splitlines()[1].startswith("round 4/10 · task 0, 1 · loss 0.7500 · accuracy 0.500")
 
 
@@ -485,7 +485,9 @@ def test_a_sweep_that_has_ended_took_as_long_as_it_wrote(sweep: Path, capsys: py
 
 def test_a_sweep_that_goes_on_is_counted_anew(sweep: Path) -> None:
     """What ran when it was killed waits; what was stopped waits; what had finished unnoticed is done."""
-    write_json(sweep / "runs" / "key2" / "results.json", {"status": "finished"})
+    write_json(sweep / "runs" / "key2" / "results.json", {"schema": 1, "status": "finished", "weights_sha256": "ab"})
+    with Journal(sweep / "runs" / "key2") as journal:
+        journal.write({"event": "end", "status": "finished", "weights_sha256": "ab"})
     with Lock(sweep):
         seen = watch(sweep)
         assert seen.look() == ""
