@@ -13,8 +13,8 @@ its time must not take away what a newer one has made. Below, everything goes th
 node remembers the highest that it has seen of a federation and refuses a lower one. (It may arrive before any order of
 the new sitting; then it changes nothing that the new one could ask for.)
 
-A version is a line of JSON (format, client, round, digests of the scenario, the record's fields and its bytes) and the
-record's bytes. All of it is checked when read. Two runs at once need a folder each.
+A version is a line of JSON (format, client, round, digests of scenario, fields and bytes) and the record's bytes, all
+of it checked when read. Two runs at once need a folder each.
 """
 
 import hashlib
@@ -40,8 +40,7 @@ from fedcl.packs import packed
 FORMAT = 1
 SECRET = 32  # bytes
 FEDERATIONS = 64  # whose sittings, names and ledgers are remembered
-SITTINGS, NUMBERS = "sittings.json", "names.json"
-FAULTS = "faults.txt"
+SITTINGS, NUMBERS, FAULTS = "sittings.json", "names.json", "faults.txt"
 NAME = re.compile(r"r(\d{6,})\.state", re.ASCII)
 Asked = TypeVar("Asked", bound=Order)
 Answered = TypeVar("Answered", bound=Reply)
@@ -382,7 +381,7 @@ class Folder:
 
 
 def _make(folder: Path) -> None:
-    """Create a folder that only this user may look into, for good; does nothing where it is there."""
+    """Create a folder for this user alone, for good; does nothing where it is there."""
     if not folder.is_dir():
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         sync_path(folder.parent)

@@ -11,6 +11,7 @@ import typer
 
 from fedcl import cli_help, completion, files, foreign
 from fedcl.errors import LOSSY, ConfigError, nearest
+from fedcl.names import WARDS
 
 if TYPE_CHECKING:
     from fedcl import config
@@ -136,7 +137,7 @@ def _serve(
     host: Annotated[str, typer.Option(help="Address at which it listens; 0.0.0.0: at all of them.")] = "127.0.0.1",
     tls: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of fedcl certs; without: plain text.")] = None,
     auth: Annotated[bool, typer.Option("--auth", help="Nodes must prove who they are (needs --tls).")] = False,
-    wards: Annotated[int, typer.Option(help="Clients that one node may have at most.", min=1)] = 16,
+    wards: Annotated[int, typer.Option(help="Clients that one node may have at most.", min=1)] = WARDS,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what is in --state, if anything is.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the run directory and errors only.")] = False,
     file: Config = None,

@@ -13,6 +13,7 @@ from fedcl.errors import ConfigError
 
 DIGITS = 16  # of NODE: 64 bits, which nobody finds a second key for
 MOST = 1024  # clients that one node names
+WARDS = 16  # of these, how many get a number, unless the server's operator says otherwise
 WARD = re.compile(r"(?![0-9]+\Z)[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", re.ASCII)
 NODE = re.compile(rf"[0-9a-f]{{{DIGITS}}}", re.ASCII)
 

@@ -14,6 +14,7 @@ from fedcl.answers import Answer
 from fedcl.errors import Diverged
 from fedcl.interrupt import Stopped, listening
 from fedcl.log import collect
+from fedcl.names import WARDS
 from fedcl.orders import Ints
 from fedcl.real.nodes import Nodes
 from fedcl.streams import empty_cells
@@ -22,7 +23,6 @@ from server import trouble, turns
 from server.consolidation import consolidate
 from server.evaluation import evaluate, measured
 from server.federation import Federation
-from server.names import WARDS
 from server.presence import present
 from server.recovery import fall_back, leave_out
 from server.scoring import score

@@ -24,6 +24,7 @@ from fedcl.fingerprint import fingerprint
 from fedcl.interrupt import StopRequest
 from fedcl.journal import Journal
 from fedcl.memory import peaks
+from fedcl.names import WARDS
 from fedcl.orders import ClientError, Ints, Order, Reply, empty
 from fedcl.packs import BrokenState
 from fedcl.plan import Cohort
@@ -37,7 +38,6 @@ from server import checkpoint
 from server.exchange import Size, exchange, post, taken
 from server.judge import Judge
 from server.methods import ServerMethod
-from server.names import WARDS
 from server.roster import Roll, Roster, Who, nobody, roll_of
 from server.sittings import sit
 from server.state import State, begun_anew, restored, snapshot, state_digest

@@ -14,11 +14,10 @@ import numpy as np
 
 from fedcl import names
 from fedcl.journal import Event
+from fedcl.names import WARDS
 from fedcl.orders import Ints
 from fedcl.real import numbers
 from fedcl.real.numbers import FILE, Numbers
-
-WARDS = 16  # numbers that one node may have, unless the server's operator says otherwise
 
 
 def with_lowest(given: Mapping[str, int], fresh: Iterable[str], taken: Collection[int], clients: int) -> dict[str, int]:

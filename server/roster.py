@@ -14,10 +14,11 @@ from fedcl.errors import FederationError
 from fedcl.fingerprint import fingerprint
 from fedcl.interrupt import StopRequest
 from fedcl.journal import Journal
+from fedcl.names import WARDS
 from fedcl.orders import Ints, empty
 from fedcl.real.nodes import Member
 from server.exchange import silence
-from server.names import WARDS, Table, impostor, joined
+from server.names import Table, impostor, joined
 
 POLL = 0.1  # seconds between looks at a grid that does not wait by itself
 AGAIN = 10.0  # seconds until a node that failed to introduce itself is greeted again

@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 from fedcl import __version__, writing
+from fedcl.names import WARDS
 
 MOST = 1 << 16  # bytes; Flower allows 10 MB
 MANIFEST = ".info/CONTENT"  # Flower's list of the files, with their hashes
@@ -31,7 +32,7 @@ clientapp = "clients.app:app"
 [tool.flwr.app.config]
 directory = ""
 nodes = ""
-wards = 16
+wards = {WARDS}
 """
 
 

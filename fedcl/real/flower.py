@@ -12,6 +12,7 @@ from typing import Any
 
 from fedcl import foreign, writing
 from fedcl.errors import FederationError
+from fedcl.names import WARDS
 from fedcl.real import gate
 from fedcl.real.secret import forget_secret, is_secret_there
 
@@ -111,7 +112,7 @@ class Link:
             return False
         return True
 
-    def submit(self, app: Path, directory: Path, nodes: Path | None = None, wards: int = 16) -> str:
+    def submit(self, app: Path, directory: Path, nodes: Path | None = None, wards: int = WARDS) -> str:
         """Start a run of the app on a run directory and return Flower's id of it.
 
         Args:

@@ -18,6 +18,7 @@ from fedcl.errors import Diverged, FederationError
 from fedcl.interrupt import LOOK, Stopped, StopRequest
 from fedcl.journal import ERRORS, EVENTS, failure, finished, read_events
 from fedcl.log import collect
+from fedcl.names import WARDS
 from fedcl.real import bundle
 from fedcl.real.flower import Link
 from fedcl.real.nodes import Nodes, write_link
@@ -41,7 +42,7 @@ class Server:
     link: Link
     say: Callable[[str], None]
     listener: Callable[[Event], None]
-    wards: int = 16  # clients that one node may have at most
+    wards: int = WARDS  # clients that one node may have at most
     _superlink: Child | None = None
 
     def __post_init__(self) -> None:
