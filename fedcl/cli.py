@@ -26,7 +26,7 @@ from fedcl import (
     completion,
 )
 from fedcl.certs import SERVER_DAYS
-from fedcl.errors import LOSSY, ConfigError, Diverged, FederationError
+from fedcl.errors import LOSSY, ConfigError, Diverged, FederationError, shortened
 from fedcl.interrupt import STOPPED
 from fedcl.output import guarded
 
@@ -39,6 +39,7 @@ OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 RUNS = Path("runs")
 PRINTING = ("list", "show", "predict", "explain")  # commands of which nothing but what they print remains
 DENIED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT)  # by the machine, not by a fault of ours
+NO_PATH = (errno.ENAMETOOLONG, errno.ELOOP)  # of what a user has typed
 
 app = typer.Typer(
     name="fedcl",
@@ -304,7 +305,7 @@ for _each in (app, cli_real.server, cli_real.nodes):
 
 def _complain(message: object) -> None:
     for line in str(message).splitlines():  # several mistakes in a scenario are a line each
-        print(f"fedcl: {line}", file=sys.stderr)
+        print(f"fedcl: {shortened(line)}", file=sys.stderr)
 
 
 def _usage(error: click.ClickException) -> str:
@@ -349,6 +350,9 @@ def _main(typed: list[str]) -> int:
         _complain("interrupted")
         return INTERRUPTED
     except OSError as error:
+        if error.errno in NO_PATH:
+            _complain(f"{error.filename or 'a file'}: no file can be there ({error.strerror})")
+            return USAGE
         if error.errno not in DENIED:
             raise
         _complain(f"{error.filename or 'a file'} cannot be written or read: {error.strerror}")

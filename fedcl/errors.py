@@ -7,11 +7,27 @@ from typing import Any
 LOSSY = 3  # exit code of a run that went to its end and lost updates by errors, or has diverged
 
 
-class ConfigError(Exception):
+LONGEST = 1000  # letters of a line of an error
+LONGEST_WORD = 100  # letters: nothing of ours that could be meant is as long
+
+
+def shortened(line: str) -> str:
+    """Return a line without its middle if it is too long to be read; its end often says what is meant."""
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 305]} ... {line[-300:]}"
+
+
+class Told(Exception):
+    """An error that people read: whatever value it repeats, its lines stay short."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__("\n".join(map(shortened, str(message).split("\n"))))
+
+
+class ConfigError(Told):
     """The user asked for something impossible: one sentence, exit code 2."""
 
 
-class FederationError(Exception):
+class FederationError(Told):
     """The federation could not go on (too few clients answered, a state was lost): exit code 1, resumable."""
 
 
@@ -32,6 +48,8 @@ def _shortens(word: str, known: str) -> bool:
 
 def close(word: str, known: Iterable[str], cutoff: float = 0.5) -> str:
     """Return the known word closest to `word`, "" if none is close. FashionMNIST and fmnist are near fashion-mnist."""
+    if len(word) > LONGEST_WORD:
+        return ""
     forms = {folded(each): each for each in sorted(known, reverse=True)}
     mine = folded(word)
     found = difflib.get_close_matches(mine, forms, n=1, cutoff=cutoff)

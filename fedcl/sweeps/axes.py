@@ -11,6 +11,7 @@ from fedcl.plain import Plain
 from fedcl.shipped import scenario_names
 
 AXIS = "scenario"  # the label that says which scenario a run is of
+MOST = 1_000_000  # values of an axis, seeds, runs: more is a mistake, and would not fit into memory
 Choice = tuple[str, tuple[str, ...]]  # label, override texts
 Axis = tuple[str, list[Choice]]
 Labels = Mapping[str, str]  # axis -> value, as tables show it; the scenario first
@@ -92,6 +93,8 @@ def seeds(value: Any, key: str = "seeds") -> tuple[int, ...]:
     Raises:
         ConfigError: it is neither.
     """
+    if type(value) is int and value > MOST:
+        raise ConfigError(f"{key} = {shown(value)}: must be at most {MOST:,}")
     given = list(range(value)) if type(value) is int else value
     if not isinstance(given, list) or not given or not all(type(each) is int and each >= 0 for each in given):
         raise ConfigError(f"{key} = {shown(value)}: must be how many, or a list of whole numbers from 0")
@@ -132,6 +135,9 @@ def _range(value: Any, key: str) -> list[int | float]:
     first, last, step = [*value, 1][:3] if numbers(value) else (0, 0, 0)
     if step == 0 or (last - first) / step < 0:
         raise ConfigError(f"{key} = {shown(value)}: must be [first, last, step] or [first, last] with a step of 1")
-    count = int((last - first) / step + 1e-9) + 1
+    steps = (last - first) / step + 1e-9
+    if not steps < MOST:
+        raise ConfigError(f"{key} = {shown(value)}: must be at most {MOST:,} values")
+    count = int(steps) + 1
     found = [first + number * step for number in range(count)]
     return [each if type(each) is int else round(each, 12) for each in found]

@@ -13,6 +13,7 @@ search: {..}                         # settings that are looked for instead of l
 limits: {runs: 500}
 """
 
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -20,12 +21,12 @@ from pathlib import Path
 
 from fedcl import config, files
 from fedcl.config import Scenario
-from fedcl.errors import ConfigError, nearest
+from fedcl.errors import ConfigError, nearest, shown
 from fedcl.overrides import as_texts
 from fedcl.plain import Plain, parse
 from fedcl.settings import Settings, setting
 from fedcl.shipped import sweep_names
-from fedcl.sweeps.axes import Point, block, choices, combinations, known, scenarios, seeds
+from fedcl.sweeps.axes import MOST, Point, block, choices, combinations, known, scenarios, seeds
 from fedcl.sweeps.space import Search, Study, search, studies
 
 SEEDS = 3
@@ -35,7 +36,7 @@ SEEDS = 3
 class Limits(Settings):
     """What a sweep may take."""
 
-    runs: int = setting(1000, "runs; a sweep of more is refused", low=1)
+    runs: int = setting(1000, "runs; a sweep of more is refused", low=1, high=MOST)
     cpus: float = setting(1.0, "cores that Ray keeps for a run", above=0)
     gpus: float = setting(0.0, "GPUs that Ray keeps for a run, a fraction or a whole number", low=0)
     at_once: int | None = setting(None, "runs at the same time; null: as many as there are cores and GPUs for", low=1)
@@ -80,27 +81,34 @@ def of_plain(plain: Plain, name: str, changes: Iterable[str] = ()) -> Sweep:
         ConfigError: a key is unknown, or a value cannot be.
     """
     known(plain, KEYS, "a sweep")
+    titled = str(plain.get("name", name))
+    if wrong := config.one_component(titled):
+        raise ConfigError(f"name = {shown(titled)}: {wrong}")
     if "scenario" in plain and "scenarios" in plain:
         raise ConfigError("scenario and scenarios: a sweep has one of them")
     axes = [(key, choices(key, value, "grid")) for key, value in block(plain.get("grid"), "grid").items()]
-    cells = list(combinations(scenarios(plain.get("scenarios", plain.get("scenario"))), axes))
+    named = scenarios(plain.get("scenarios", plain.get("scenario")))
     fixed, compared = (*as_texts(block(plain.get("set"), "set")), *changes), seeds(plain.get("seeds", SEEDS))
-    for text in (*fixed, *(text for _, chosen in cells for text in chosen)):
-        if text.startswith("seed="):
-            raise ConfigError(f"{text}: a sweep has its seeds from its own key: seeds: 3, or seeds: [0, 1, 2]")
     limits: Limits = config.build(Limits, plain.get("limits") or {}, "limits")
     asked = block(plain.get("search"), "search")
     budget = search(asked, compared) if "search" in plain else None
-    runs = len(cells) * (len(compared) + (budget.trials * len(budget.seeds) if budget else 0))
+    settings = len(named) * math.prod(len(values) for _, values in axes)  # counted before they are written out
+    runs = settings * (len(compared) + (budget.trials * len(budget.seeds) if budget else 0))
     if runs > limits.runs:
-        raise ConfigError(f"the sweep has {runs} runs, more than limits.runs = {limits.runs}")
+        raise ConfigError(
+            f"the sweep has {runs if runs < 10**15 else 'countless'} runs, more than limits.runs = {limits.runs}"
+        )
+    cells = list(combinations(named, axes))
+    for text in (*fixed, *(text for _, chosen in cells for text in chosen)):
+        if text.startswith("seed="):
+            raise ConfigError(f"{text}: a sweep has its seeds from its own key: seeds: 3, or seeds: [0, 1, 2]")
     points = tuple(  # seeds last, so that every method soon has a first figure
         Point(labels=labels, overrides=(*fixed, *chosen, f"seed={seed}"), seed=seed)
         for seed in compared
         for labels, chosen in cells
     )
     return Sweep(
-        name=str(plain.get("name", name)), points=() if budget else points, seeds=compared, limits=limits,
+        name=titled, points=() if budget else points, seeds=compared, limits=limits,
         search=budget, studies=studies(asked, fixed, axes, cells) if budget else (),
     )  # fmt: skip
 
