@@ -219,8 +219,6 @@ def _build_part(kind: str, value: Any, default: Any, path: str) -> Any:
         cls = registry.find(kind, name)
     except ConfigError as error:
         raise ConfigError(f"{path}.{registry.chooser(kind)} = {name!r}: {error}") from error
-    if not (isinstance(cls, type) and is_dataclass(cls)):
-        raise ConfigError(f"{path} = {name!r}: must name a frozen dataclass of settings, not {cls!r}")
     for problem in declarations.problems(cls):
         raise ConfigError(f"{path} = {name!r}: {problem}")
     return build(cls, chosen, path)

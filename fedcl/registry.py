@@ -5,11 +5,12 @@ Built-in parts are named by import string, so that listing them imports nothing 
 """
 
 import importlib
+from dataclasses import is_dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from fedcl.errors import ConfigError, nearest
+from fedcl.errors import ConfigError, nearest, shown
 from fedcl.trust import check_import
 
 BUILT_IN: dict[str, dict[str, str]] = {
@@ -116,9 +117,13 @@ def names(kind: str) -> list[str]:
 def _import(reference: str, kind: str) -> Any:
     module, _, attribute = reference.partition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"cannot import {reference!r} ({kind}): {error}") from error
+        found = getattr(importlib.import_module(module), attribute)
+    except (Exception, SystemExit) as error:  # it is somebody else's code that runs here
+        why = str(error) if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: {error}"
+        raise ConfigError(f"cannot import {reference!r} ({kind}): {why}") from error
+    if not (isinstance(found, type) and is_dataclass(found)):
+        raise ConfigError(f"must name a frozen dataclass of settings, not {shown(found)}")
+    return found
 
 
 def find(kind: str, name: str) -> Any:
@@ -129,7 +134,7 @@ def find(kind: str, name: str) -> Any:
         name: a built-in name, an entry point's name, or `package.module:Name`.
 
     Raises:
-        ConfigError: nothing has that name, its module cannot be imported, or a node does not trust it.
+        ConfigError: nothing has that name, it cannot be imported, is no dataclass, or a node does not trust it.
     """
     if name in BUILT_IN[kind]:
         return _import(BUILT_IN[kind][name], kind)
