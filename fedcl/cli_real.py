@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import click
 import typer
 
-from fedcl import cli_help, completion, files, foreign
+from fedcl import addresses, cli_help, completion, files, foreign
 from fedcl.errors import LOSSY, ConfigError, nearest
 from fedcl.names import WARDS
 
@@ -153,6 +153,8 @@ def _serve(
 
     if auth and not tls:
         raise ConfigError("--auth: nodes prove who they are over TLS only; add --tls DIR (fedcl certs makes it)")
+    if wrong := addresses.host_problem(host):
+        raise ConfigError(f"--host {host!r}: {wrong}")
     chosen = config.load(scenario, overrides or ()) if scenario else None
     state, tls = _made(state), _there("--tls", tls, "ca.crt", "server.crt", "server.key")
     with Lock(state):
@@ -317,9 +319,8 @@ def client(
     from fedcl.real.joining import Node, name_by
     from fedcl.trust import packages
 
-    host, colon, port = server_at.rpartition(":")
-    if not colon or not host or not port.isdecimal():
-        raise ConfigError(f"--server {server_at!r}: must be HOST:PORT, as fed.example.org:{PORT}")
+    if wrong := addresses.server_problem(server_at, PORT):
+        raise ConfigError(f"--server {server_at!r}: {wrong}")
     if key and not tls:
         raise ConfigError("--key: a node proves who it is over TLS only; add --tls ca.crt")
     if data and not data.exists():

@@ -1,5 +1,6 @@
 """The run directory: what to run and where, its first event, and the files that stand beside the journal."""
 
+import itertools
 import platform
 import time
 import traceback
@@ -37,14 +38,33 @@ def default_folder(scenario: Scenario) -> Path:
     return Path("runs") / scenario.name / f"{stamp}-{config.config_hash(scenario)[:8]}"
 
 
+def _free(wanted: Path) -> Path:
+    """Make a folder of a name that is free, the wanted one or the first of those with a number behind it.
+
+    Raises:
+        ConfigError: no folder can be made there.
+    """
+    try:
+        wanted.parent.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(2):
+            try:
+                wanted.mkdir()
+                return wanted
+            except FileExistsError:  # by a run that began in the same second
+                wanted = wanted.with_name(f"{wanted.name.partition('.')[0]}.{number}")
+    except OSError as error:
+        raise ConfigError(f"{str(wanted)!r}: cannot be made ({error.strerror})") from error
+    raise AssertionError("there is always a next number")
+
+
 def create(scenario: Scenario, folder: Path | None) -> Path:
     """Create a run directory with its config.yaml.
 
     Raises:
-        ConfigError: there is a run in it already, or it cannot be written, or a tracker is not installed.
+        ConfigError: there is a run in the folder already, or it cannot be written, or a tracker is not installed.
     """
     track.check(scenario.track)
-    folder = (folder or default_folder(scenario)).absolute()
+    folder = folder.absolute() if folder else _free(default_folder(scenario).absolute())
     if (folder / "config.yaml").exists():
         raise ConfigError(f"{str(folder)!r} holds a run already: fedcl run --resume {folder}, or another --out")
     try:

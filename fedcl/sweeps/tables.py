@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -178,11 +179,22 @@ def searched(search: dict[str, Any]) -> list[str]:
     return said
 
 
+def _inert(text: str) -> str:
+    """Return a text that no spreadsheet takes for a formula: behind an apostrophe where it begins like one."""
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}" if text.lstrip()[:1] in tuple("=+-@") else text
+    return text
+
+
 def as_csv(found: Found) -> str:
     """Return the table as CSV, without its notes."""
     file = io.StringIO()
     head, lines = grid(found)
-    csv.writer(file, lineterminator="\n").writerows([head, *lines])
+    axes = len(head) - len(HEAD)  # labels: texts of the sweep's author
+    told = [[*map(_inert, line[:axes]), *line[axes:]] for line in (head, *lines)]
+    csv.writer(file, lineterminator="\n").writerows(told)
     return file.getvalue()
 
 
@@ -191,9 +203,15 @@ def as_markdown(found: Found) -> str:
     head, lines = grid(found)
 
     def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(each.replace("|", "\\|") for each in cells) + " |"
+        return "| " + " | ".join(map(_in_markdown, cells)) + " |"
 
-    return "\n".join([line(head), line(["---"] * len(head)), *map(line, lines), "", *notes(found), ""])
+    said = [" ".join(each.split()) for each in notes(found)]
+    return "\n".join([line(head), line(["---"] * len(head)), *map(line, lines), "", *said, ""])
+
+
+def _in_markdown(text: str) -> str:
+    """Return a text that stays in its cell, as it is."""
+    return re.sub(r"([\\|`*<>\[\]])", r"\\\1", " ".join(text.split()))
 
 
 _ESCAPED = {
@@ -216,7 +234,7 @@ def as_latex(found: Found) -> str:
 
     columns = "l" * (len(head) - len(HEAD)) + "r" * (len(HEAD) - 1) + "l"
     body = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", line(head), r"\midrule", *map(line, lines)]
-    said = ["% " + each for each in notes(found)]
+    said = ["% " + " ".join(each.split()) for each in notes(found)]
     return "\n".join([*said, *body, r"\bottomrule", r"\end{tabular}", ""])
 
 
