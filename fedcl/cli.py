@@ -75,18 +75,18 @@ Directory = Annotated[Path, typer.Argument(metavar="DIR", help="A run directory.
 
 
 def _finish(outcome: "Result", quiet: bool) -> int:
-    """Print the table of figures and where the run lies; return the exit code."""
+    """Print the table of figures, where the run lies, and why it has not ended well, if it has not; return the code."""
     from rich.console import Console
 
     from fedcl.console import table
 
     if outcome.events and not quiet:  # what has not begun has no figures
         Console(highlight=False).print(table(outcome.results))
+    typer.echo(str(outcome.directory))
     if outcome.error:
         _complain(outcome.error)
     if outcome.code == STOPPED:
         _complain(f"stopped; fedcl run --resume {shlex.quote(str(outcome.directory))} goes on")
-    typer.echo(str(outcome.directory))
     return int(outcome.code or OK)
 
 

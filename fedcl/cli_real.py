@@ -185,9 +185,9 @@ def _supervise(state: Path, folder: Path, quiet: bool, wards: int, **listening_a
             code = STOPPED
     if not quiet:
         Console(highlight=False).print(table(result.read(folder).results))
+    typer.echo(str(folder))
     if code == STOPPED:
         typer.echo(f"fedcl: stopped; fedcl server --state {state} --resume goes on", err=True)
-    typer.echo(str(folder))
     return code
 
 

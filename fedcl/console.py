@@ -263,15 +263,17 @@ class Progress(OnTerminal):
         self._warn(f"round {event['round']}: training diverges: {told}; {REMEDIES}", "red")
 
     def _on_fallback(self, event: Event) -> None:
+        if not event["left_out"]:
+            return  # the run ends with the same words
         longest = ", ".join(f"client {client} ({norm:.3g})" for client, norm in event["longest"])
         named = f"; longest updates: {longest}" if longest else ""
-        out = f"; clients {', '.join(map(str, event['left_out']))} are left out of it now" if event["left_out"] else ""
+        out = f"; clients {', '.join(map(str, event['left_out']))} are left out of it now"
         back = f"going back to round {event['to']}"
         self._warn(f"the weights after round {event['round']} are not sound: {event['why']}; {back}{named}{out}", "red")
 
     def _on_client_error(self, event: Event) -> None:
         what = f"client {event['client']} failed in round {event['round']}: {event['error']}"
-        self._warn(f"{foreign.line(what)}\n{foreign.quoted(event['traceback'])}", "red")
+        self._warn("\n".join(filter(None, (foreign.line(what), foreign.quoted(event["traceback"])))), "red")
 
 
 def _row(table: Table, name: str, value: str, note: str) -> None:

@@ -53,9 +53,9 @@ def leave_out(federation: Federation, state: State, found: Unsound) -> None:
     if longest:
         words += f"; the longest updates: {', '.join(f'client {client} ({n:.3g})' for client, n in longest)}"
         words += f", median {norm['median']:.3g}"
-    federation.journal.error(words)
     if not again:
         raise Diverged(f"{words}; {REMEDIES}; fedcl run --resume {federation.folder} goes on from there")
+    federation.journal.error(words)
     federation.suspects[found.round] = out
 
 
