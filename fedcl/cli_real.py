@@ -279,6 +279,21 @@ def _list_clients(folder: Path) -> None:
         typer.echo(f"client {number}  {name or 'of a node without a key'}  {when}")
 
 
+def _variables(**given: object) -> dict[str, str]:
+    """Return what is given as variables of the environment of the node's processes."""
+    return {name: str(value) for name, value in given.items() if value is not None}
+
+
+def _check_node(server_at: str, tls: Path | None, key: Path | None, data: Path | None) -> None:
+    """Refuse options with which no node can take part, before anything is made."""
+    if wrong := addresses.server_problem(server_at, PORT):
+        raise ConfigError(f"--server {server_at!r}: {wrong}")
+    if key and not tls:
+        raise ConfigError("--key: a node proves who it is over TLS only; add --tls ca.crt")
+    if data and not data.exists():
+        raise ConfigError(f"--data {str(data)!r}: is not there")
+
+
 def client(
     server_at: Annotated[str, typer.Option("--server", metavar="HOST:PORT", help="The SuperLink.")],
     state: State,
@@ -319,19 +334,13 @@ def client(
     from fedcl.real.joining import Node, name_by
     from fedcl.trust import packages
 
-    if wrong := addresses.server_problem(server_at, PORT):
-        raise ConfigError(f"--server {server_at!r}: {wrong}")
-    if key and not tls:
-        raise ConfigError("--key: a node proves who it is over TLS only; add --tls ca.crt")
-    if data and not data.exists():
-        raise ConfigError(f"--data {str(data)!r}: is not there")
-    trusted = ",".join(packages(trust or (), "--trust"))
+    _check_node(server_at, tls, key, data)
     hosted = names.hosted(client or ())
     state, tls, key = _made(state), _there("--tls", tls), _there("--key", key)
-    extra = {"FEDCL_MIN_COUNT": str(min_count)}
-    extra |= {"FEDCL_TRUST": trusted} if trusted else {}
-    given = {"FEDCL_DATA": data and data.absolute(), "FEDCL_ALLOW": allow, "FEDCL_AUDIT": audit and audit.absolute()}
-    extra |= {name: str(value) for name, value in given.items() if value is not None}
+    extra = _variables(
+        FEDCL_MIN_COUNT=min_count, FEDCL_TRUST=",".join(packages(trust or (), "--trust")) or None, FEDCL_ALLOW=allow,
+        FEDCL_DATA=data and data.absolute(), FEDCL_AUDIT=audit and audit.absolute(),
+    )  # fmt: skip
     with Lock(state), listening() as stop:
         node = Node(
             server=server_at, state=state, hosted=hosted, name=name_by(key), tls=tls, key=key, extra=extra,
