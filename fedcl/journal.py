@@ -277,7 +277,7 @@ class Journal:
         if self.offset < offset:
             os.truncate(self.path, offset)
         lost = []
-        with open(self.path, "r+b") as file:  # not to append
+        with open(writing.descriptor(self.path, os.O_RDWR), "r+b") as file:  # not to append
             file.seek(max(0, offset - 1))
             if offset and file.read(1) != b"\n":
                 file.seek(offset - 1)
@@ -291,7 +291,7 @@ class Journal:
                     length = len(line) - 1
                     file.write((LOST if length >= len(LOST) else b"").ljust(length) + b"\n")
         if lost:
-            with open(self.path.with_name(f"{EVENTS}.broken"), "ab") as aside:
+            with writing.appending(self.path.with_name(f"{EVENTS}.broken")) as aside:
                 aside.writelines(lost)
         return len(lost)
 

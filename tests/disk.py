@@ -1,6 +1,7 @@
 """A disk that forgets: what a run does to its files, step by step, and what a power cut may leave of it.
 
-What is recorded: files that `fedcl.journal` opens, their writes and cuts, and every fsync, rename, unlink and mkdir.
+What is recorded: files that `fedcl.writing` and `fedcl.journal` open, their writes and cuts, and every fsync, rename,
+unlink and mkdir.
 What a cut leaves: the bytes that a file had at its last fsync, or more; the names that a folder had at its last fsync,
 and any of the changes since. So a name may be there without its bytes, and bytes without their name.
 """
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from fedcl import journal
+from fedcl import journal, writing
 
 
 @dataclass(frozen=True)
@@ -82,15 +83,20 @@ class Recorder:
     def install(self, patch: pytest.MonkeyPatch) -> None:
         """Put the recording layer between the run and the disk."""
         plain = {name: getattr(os, name) for name in ("replace", "unlink", "mkdir", "fsync")}
+        described = writing.descriptor
 
-        def opened(path: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
-            binary, name = mode in ("xb", "a+b"), str(path)
-            if not (binary and self._mine(name)):
-                return open(path, mode, *args, **kwargs)
-            if not os.path.exists(name) or name not in self.names:
+        def descriptor(path: Any, flags: int, *args: Any) -> int:
+            name = str(path)
+            if self._mine(name) and flags & os.O_CREAT and (not os.path.exists(name) or name not in self.names):
                 self.files += 1
                 self.note(Step("create", name, self.files))
                 self.names[name] = self.files
+            return described(path, flags, *args)
+
+        def opened(path: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+            name = os.readlink(f"/proc/self/fd/{path}") if isinstance(path, int) else ""
+            if name not in self.names:
+                return open(path, mode, *args, **kwargs)
             return File(self, open(path, mode, buffering=0), name, self.names[name])
 
         def replace(source: Any, target: Any) -> None:
@@ -115,7 +121,9 @@ class Recorder:
                 self.note(Step("sync", name, self.names.get(name, 0)))
             plain["fsync"](opened)
 
-        patch.setattr(journal, "open", opened, raising=False)
+        patch.setattr(writing, "descriptor", descriptor)
+        for module in (journal, writing):
+            patch.setattr(module, "open", opened, raising=False)
         for name, ours in {"replace": replace, "unlink": unlink, "mkdir": mkdir, "fsync": fsync}.items():
             patch.setattr(os, name, ours)
 

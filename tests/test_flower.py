@@ -146,7 +146,14 @@ def tables(shape: Any) -> st.SearchStrategy[dict[str, Any]]:
 @st.composite
 def messages(draw: st.DrawFn) -> Any:
     """Draw an order or a reply with random contents of every kind."""
-    n, numbers, text = draw(st.integers(0, 5)), st.integers(0, 2**53), st.text(max_size=20)
+    n, numbers, text = (
+        draw(st.integers(0, 5)),
+        st.integers(0, 2**53),
+        st.text(
+            st.characters(exclude_categories=["Cc", "Cf", "Cs", "Zl", "Zp"]),
+            max_size=20,  # others are taken out on the way
+        ),
+    )
     shared = {"round": draw(numbers), "cohort": draw(numbers), "clients": draw(ints(n))}
     order = {"packs": draw(st.lists(text, min_size=n, max_size=n)), "rows": draw(ints(n)), "folder": draw(text)}
     if draw(st.booleans()):
@@ -282,10 +289,12 @@ FAULTS: dict[str, tuple[Any, Callable[[RecordDict], None], str]] = {
     "facts-no-json": (ORDER, with_facts("{"), "without readable facts"),
     "facts-a-list": (ORDER, with_facts("[1]"), "facts are not a table"),
     "facts-deep": (ORDER, with_facts("[" * 100_000), "without readable facts"),
-    "errors-no-list": (REPLY, changed_fact("errors", 3), "client errors"),
-    "errors-no-tables": (REPLY, changed_fact("errors", [3]), "client errors"),
-    "errors-other-fields": (REPLY, changed_fact("errors", [{"client": 1}]), "client errors"),
-    "errors-unnamed": (REPLY, changed_fact("errors", [{"client": "1", "error": "", "traceback": ""}]), "client error"),
+    "errors-no-list": (REPLY, changed_fact("errors", 3), "a list of errors that is none"),
+    "errors-no-tables": (REPLY, changed_fact("errors", [3]), "a list of errors that is none"),
+    "errors-other-fields": (REPLY, changed_fact("errors", [{"client": 1}]), "a list of errors that is none"),
+    "errors-unnamed": (
+        REPLY, changed_fact("errors", [{"client": "1", "error": "", "traceback": ""}]), "an entry of 'errors'",
+    ),
 }  # fmt: skip
 
 

@@ -319,7 +319,7 @@ def test_a_sweeps_page_has_its_table_on_top(sweep: tuple[Path, list[Any]], tmp_p
     assert html.count("data-run=") == 6
     assert html.count("<details class=") == 6
     assert "two-tasks · er" in html
-    (sweep[0] / "runs" / "er0" / "results.json").write_text('{"status": "finished"}')
+    (sweep[0] / "runs" / "er0" / "results.json").write_text('{"schema": 1, "status": "finished"}')
     with pytest.raises(ConfigError, match="results of one of its runs are damaged"):
         write_report([sweep[0]], tmp_path / "report.html")
 

@@ -120,8 +120,8 @@ def bounded(plain: Plain) -> Plain:
 
 
 def sentence(text: str) -> bool:
-    """Return whether it is one line that says something."""
-    return "\n" not in text and 10 < len(text) < 500
+    """Return whether it is one line a mistake, each of which says something."""
+    return bool(text) and all(10 < len(line) < 500 for line in text.split("\n"))
 
 
 def outcome(plain: Any) -> str:
@@ -133,9 +133,9 @@ def outcome(plain: Any) -> str:
             ended = api.run(load(str(path)), out=Path(folder) / "run", check=False)
         except ConfigError as error:
             return "refused" if sentence(str(error)) else f"refused without a sentence: {error}"
-        if ended.code == 1:  # only where training itself came to nothing, and then every client is named
-            assert "clients answered" in ended.error
-            assert "not finite" in (ended.directory / "error.log").read_text()
+        if ended.code == 3:  # only where training itself comes to nothing, and then it is told
+            assert ended.results["status"] == "diverged"
+            assert any(event["event"] == "diverging" for event in ended.events)
             return "failed"
         assert (ended.code, ended.results["status"]) == (0, "finished")
         return "ran"

@@ -159,7 +159,8 @@ class Sound(FedAvg):
     [
         (
             "Gathering",
-            "declares reduce = 'gather', which nothing reads; known: answers, offers, participants, shares, when",
+            "declares reduce = 'gather', which nothing reads; "
+            "known: afresh, answers, offers, participants, shares, when",
         ),
         ("Mistyped", r"declares offer = \('x',\), which nothing reads; did you mean 'offers'\?"),
         ("Someone", "declares participants = 'anyone': must be one of 'round', 'all'"),

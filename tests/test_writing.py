@@ -25,7 +25,7 @@ ROOT = Path(fedcl.__file__).parent.parent
 # Who may open a file to write to it otherwise, and why.
 OTHERWISE = {
     "fedcl/writing.py": "it is the function",
-    "fedcl/cli.py": "/dev/null",
+    "fedcl/output.py": "/dev/null",
     "fedcl/figure.py": "an output that the user names",
     "fedcl/report/__init__.py": "an output that the user names",
     "fedcl/report/paper.py": "outputs in a folder that the user names",
