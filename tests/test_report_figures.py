@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from fedcl.cli import main
-from fedcl.errors import ConfigError
+from fedcl.errors import ConfigError, FederationError
 from fedcl.log import Log, collect
 from fedcl.report import bars, cells, figures, gap, groups, history, overview, page, paper, style, svg, write_report
 from fedcl.report.figures import Room
@@ -320,7 +320,7 @@ def test_a_sweeps_page_has_its_table_on_top(sweep: tuple[Path, list[Any]], tmp_p
     assert html.count("<details class=") == 6
     assert "two-tasks · er" in html
     (sweep[0] / "runs" / "er0" / "results.json").write_text('{"schema": 1, "status": "finished"}')
-    with pytest.raises(ConfigError, match="results of one of its runs are damaged"):
+    with pytest.raises(FederationError, match=r"er0/results\.json is damaged"):
         write_report([sweep[0]], tmp_path / "report.html")
 
 
