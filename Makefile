@@ -35,7 +35,7 @@ SHARED := -n $(WORKERS) --dist loadgroup
 test slow machines nightly: export OMP_NUM_THREADS = 1
 
 test: $(VENV)/.tested
-	@echo 'about ten minutes on two cores; a file by hand: $(BIN)/python -m pytest tests/test_cli.py'
+	@echo 'ten to fifteen minutes on two cores; a file by hand: $(BIN)/python -m pytest tests/test_cli.py'
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy --strict fedcl clients server
