@@ -129,8 +129,8 @@ def test_visits_are_the_published_loop(stack: int):
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_conformance():
-    """The conformance tests of `fedcl check`: stacked, workers, kill and resume, memory's budget."""
+    """The conformance tests of `fedcl check`: stacked, workers, kill and resume, memory's budget, padding."""
     found = check_reference("clients.methods:AGEM")
-    assert len(found) == 4
-    assert [each.problem for each in found] == [""] * 4
+    assert len(found) == 5
+    assert [each.problem for each in found] == [""] * 5
     assert not any("does not apply" in each.name for each in found)

@@ -71,9 +71,9 @@ def test_all_four_parts_train_together(installed: dict[str, str], tmp_path: Path
     ],
 )
 def test_parts_pass_the_conformance_tests(installed: dict[str, str], tmp_path: Path, reference: str) -> None:
-    """`fedcl check` passes all four checks on each part."""
+    """`fedcl check` passes all five checks on each part."""
     lines = fedcl(installed, "check", reference, cwd=tmp_path).splitlines()
-    assert len(lines) == 4
+    assert len(lines) == 5
     assert all(line.startswith("passed") for line in lines)
 
 

@@ -135,7 +135,7 @@ def test_the_tutorial_word_by_word(environment: dict[str, str], tmp_path: Path) 
     assert [option["name"] for option in mine["settings"]] == ["gamma"]
     assert "arXiv:1708.02002" in mine["paper"]
     checks = [line for text in printed for line in text.splitlines() if line.startswith(("passed ", "failed "))]
-    assert len(checks) == 4
+    assert len(checks) == 5
     assert all(line.startswith("passed ") for line in checks)
     table = json.loads((tmp_path / "runs/sweeps/focal/table.json").read_text())["rows"]
     means = {row["labels"]["method"]: row["spread"]["mean"] for row in table}
