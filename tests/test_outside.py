@@ -101,4 +101,4 @@ def test_check_finds_a_method_that_depends_on_the_stack(installed: dict[str, str
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
     lines = done.stdout.splitlines()
-    assert [line.startswith("failed stacked = one by one") for line in lines] == [True, False, False, False]
+    assert [line.startswith("failed stacked = one by one") for line in lines] == [True, *[False] * 4]
