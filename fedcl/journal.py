@@ -38,17 +38,18 @@ def sync_path(path: Path) -> None:
         os.close(opened)
 
 
-def replace_file(path: Path, parts: Iterable[Any], *, sync: bool) -> None:
+def replace_file(path: Path, parts: Iterable[Any], *, sync: bool, mode: int = 0o666) -> None:
     """Write a file whole or not at all: under a temporary name in the same folder, then renamed onto `path`.
 
     Args:
         path: the file to create or replace; its folder must exist.
         parts: bytes, or C-contiguous arrays, written one after another.
         sync: force the bytes onto the disk before the rename and the rename itself afterwards.
+        mode: of the file, less what the process's umask takes away.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
-        with open(writing.descriptor(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
+        with open(writing.descriptor(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
             for each in parts:
                 file.write(each)
             if sync:

@@ -1,6 +1,5 @@
 """The run directory: what to run and where, its first event, and the files that stand beside the journal."""
 
-import itertools
 import platform
 import time
 import traceback
@@ -44,17 +43,17 @@ def _free(wanted: Path) -> Path:
     Raises:
         ConfigError: no folder can be made there.
     """
+    folder, number = wanted, 1
     try:
         wanted.parent.mkdir(parents=True, exist_ok=True)
-        for number in itertools.count(2):
-            try:
-                wanted.mkdir()
-                return wanted
-            except FileExistsError:  # by a run that began in the same second
-                wanted = wanted.with_name(f"{wanted.name.partition('.')[0]}.{number}")
+        while True:
+            with suppress(FileExistsError):  # of a run that began in the same second
+                folder.mkdir()
+                return folder
+            number += 1
+            folder = wanted.with_name(f"{wanted.name}.{number}")
     except OSError as error:
-        raise ConfigError(f"{str(wanted)!r}: cannot be made ({error.strerror})") from error
-    raise AssertionError("there is always a next number")
+        raise ConfigError(f"{str(folder)!r}: cannot be made ({error.strerror})") from error
 
 
 def create(scenario: Scenario, folder: Path | None) -> Path:

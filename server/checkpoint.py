@@ -39,14 +39,15 @@ def path_of(folder: Path, round: int) -> Path:
     return folder / f"r{round:06d}.safetensors"
 
 
-def _round(path: Path) -> int | None:
+def round_of(path: Path) -> int | None:
+    """Return the round of a checkpoint's file, None if it is called otherwise."""
     match = NAME.fullmatch(path.name)
     return int(match[1]) if match else None
 
 
 def kept(folder: Path) -> list[Path]:
     """Return the committed checkpoints, oldest first; unchecked."""
-    found = [(_round(path), path) for path in folder.iterdir()] if folder.is_dir() else []
+    found = [(round_of(path), path) for path in folder.iterdir()] if folder.is_dir() else []
     return [path for _, path in sorted((round, path) for round, path in found if round is not None)]
 
 
@@ -122,7 +123,7 @@ def read(path: Path) -> Snapshot:
         BrokenState: the file is damaged, or is not the checkpoint that its name says.
     """
     tensors, metadata = _contents(path)
-    round, facts = _round(path), metadata.get("facts", "")
+    round, facts = round_of(path), metadata.get("facts", "")
     if round is None or metadata.get("round") != str(round):
         raise BrokenState(f"{path} holds the checkpoint of round {metadata.get('round')}")
     if metadata.get("sha256") != _checksum(round, tensors, facts):

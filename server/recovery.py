@@ -22,7 +22,7 @@ def fall_back(federation: Federation, state: State, found: Unsound) -> State:
     """Return the newest state before the round that is to blame, and put the checkpoints since then aside."""
     if 0 < found.round <= state.round:
         for path in checkpoint.kept(federation.folder / "checkpoints"):
-            if int(path.stem[1:]) >= found.round:
+            if (checkpoint.round_of(path) or 0) >= found.round:
                 checkpoint.put_aside(path, "unsound")
         state = federation.restore(forget=False) or federation.first_state()
     federation.committed, federation.synced = (state.round, time.monotonic()), set()

@@ -4,14 +4,15 @@ The file `sittings` holds the number and the federation's name: the scenario's, 
 two runs of one scenario apart.
 """
 
-import json
+import os
 import secrets
 from pathlib import Path
 
-from fedcl.errors import FederationError
+from fedcl import kept
 from fedcl.journal import write_json
 
 FILE = "sittings"
+LAST_COPY = "put back its last copy: nodes refuse orders of a smaller number than they have seen"
 
 
 def sit(folder: Path, name: str) -> tuple[str, int]:
@@ -21,17 +22,13 @@ def sit(folder: Path, name: str) -> tuple[str, int]:
         name: the scenario's.
 
     Raises:
-        FederationError: the file is damaged.
+        kept.Damaged: the file is not what was written.
     """
     path = folder / FILE
     federation, sitting = f"{name}-{secrets.token_hex(4)}", 0
-    try:
-        found = json.loads(path.read_text())
-        federation, sitting = str(found["federation"]), int(found["sitting"])
-    except FileNotFoundError:
-        pass
-    except (ValueError, KeyError, TypeError) as error:
-        what = "put back its last copy: nodes refuse orders of a smaller number than they have seen"
-        raise FederationError(f"{path} is damaged ({error}); {what}") from error
+    if os.path.lexists(path):
+        found = kept.read_json(path, remedy=LAST_COPY)
+        with kept.sound(path, LAST_COPY):
+            federation, sitting = str(found["federation"]), int(found["sitting"])
     write_json(path, {"federation": federation, "sitting": sitting + 1})
     return federation, sitting + 1

@@ -73,8 +73,9 @@ def train(
     down = federation.parameters.size * dtype.itemsize + sum(each.nbytes for each in shared.values())
     _write(federation, round, cohorts, done, time.monotonic() - began, down)
     asked = sum(len(cohort.clients) for cohort in cohorts)
-    tell_divergence(federation, round, asked, done.columns, done.errors)
-    check_answers(state, asked, done.columns, done.errors)
+    columns = done.columns
+    tell_divergence(federation, round, asked, columns, done.errors)
+    check_answers(state, asked, columns, done.errors)
     _enough(federation, round, asked - len(done.lacking), len(done.clients))
     return (Answer(layout, done.total) if done.came else None), _accepted(federation, state, round, done)
 

@@ -27,6 +27,9 @@ CLIENT_COMMAND, SERVER_COMMAND, EXECUTOR, COMMAND_LINE = (
     "flwr-clientapp", "flwr-serverapp", "flower-superexec", "flwr",
 )  # fmt: skip
 CLIENT_APP, SERVER_APP = "clients.app:app", "server.app:app"
+# Flower's modules that run an app, each with what is replaced in it.
+CLIENT_RUNTIME = ("flwr.supernode.runtime.run_clientapp", "install_from_fab", "get_load_client_app_fn")
+SERVER_RUNTIME = ("flwr.superlink.runtime.run_serverapp", "install_from_fab", "run_")
 
 
 class Refused(FederationError):
@@ -72,6 +75,13 @@ def _app(name: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
+def _looked_at(module: str, *names: str) -> Any:
+    """Return a module of Flower's that still has what is about to be replaced."""
+    runtime = importlib.import_module(module)
+    require(runtime, *names)
+    return runtime
+
+
 def own_app(**_: Any) -> Callable[..., Any]:
     """Take the place of Flower's loader: whatever the app's name, it is the one that is installed here."""
     return lambda *_: _app(CLIENT_APP)
@@ -83,16 +93,10 @@ def guard_clientapp(home: Path) -> None:
     Raises:
         FederationError: this version of Flower is built otherwise, so the gate would stand in the wrong place.
     """
-    runtime = _clientapp()
+    runtime = _looked_at(*CLIENT_RUNTIME)
     runtime.install_from_fab = checked
     runtime.get_load_client_app_fn = own_app
     guard_executor(home)
-
-
-def _clientapp() -> Any:
-    runtime = importlib.import_module("flwr.supernode.runtime.run_clientapp")
-    require(runtime, "install_from_fab", "get_load_client_app_fn")
-    return runtime
 
 
 def guard_serverapp(home: Path) -> None:
@@ -103,7 +107,7 @@ def guard_serverapp(home: Path) -> None:
     Raises:
         FederationError: this version of Flower is built otherwise.
     """
-    runtime = _serverapp()
+    runtime = _looked_at(*SERVER_RUNTIME)
     install, run = runtime.install_from_fab, runtime.run_
 
     def install_own(content: bytes, **named: Any) -> Any:
@@ -116,12 +120,6 @@ def guard_serverapp(home: Path) -> None:
     runtime.install_from_fab = install_own
     runtime.run_ = run_own
     guard_executor(home)
-
-
-def _serverapp() -> Any:
-    runtime = importlib.import_module("flwr.superlink.runtime.run_serverapp")
-    require(runtime, "install_from_fab", "run_")
-    return runtime
 
 
 def guard_executor(home: Path) -> None:
@@ -140,13 +138,13 @@ def guard_command_line(home: Path) -> None:
 
 def guard_node(home: Path) -> None:
     """Put the gate before the SuperNode, after a look whether the one in the ClientApp's process would stand right."""
-    _clientapp()
+    _looked_at(*CLIENT_RUNTIME)
     guard_supernode(home)
 
 
 def guard_server(home: Path) -> None:
     """Put the gate before the SuperLink, after a look whether the one in the ServerApp's process would stand right."""
-    _serverapp()
+    _looked_at(*SERVER_RUNTIME)
     guard_superlink(home)
 
 

@@ -5,16 +5,18 @@ nodes prove who they are. The round loop writes the file (`server.names`); `fedc
 will not come back.
 """
 
-import json
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fedcl.errors import ConfigError, FederationError, nearest
+from fedcl import kept
+from fedcl.errors import ConfigError, nearest
 from fedcl.journal import read_events, write_json
 
 FILE = "clients.json"
+LAST_COPY = "put back its last copy: nodes refuse a client under another number than before"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +40,13 @@ def read(folder: Path, clients: int) -> Numbers:
     """Return what stands in the file of a run directory, nothing if there is none.
 
     Raises:
-        FederationError: the file is damaged.
+        kept.Damaged: the file is not what was written.
     """
     path = folder / FILE
-    if not path.exists():
+    if not os.path.lexists(path):
         return Numbers()
-    try:
-        found = json.loads(path.read_text())
+    found = kept.read_json(path, remedy=LAST_COPY)
+    with kept.sound(path, LAST_COPY):
         names = {str(name): int(number) for name, number in found["names"].items()}
         keys, numbers = found.get("keys", {}), [int(number) for number in found["numbers"]]
         fixed = {number: str(keys.get(str(number), "")) for number in numbers}
@@ -52,9 +54,6 @@ def read(folder: Path, clients: int) -> Numbers:
         if len({*names.values(), *fixed} & set(range(clients))) != len(names) + len(numbers):
             raise ValueError(f"a number stands there twice, or is none of the {clients} clients'")
         return Numbers(names=names, fixed=fixed, freed=frozenset(map(str, found.get("freed", []))), anew=anew)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        what = "put back its last copy: nodes refuse a client under another number than before"
-        raise FederationError(f"{path} is damaged ({error}); {what}") from error
 
 
 def write(folder: Path, numbers: Numbers) -> None:

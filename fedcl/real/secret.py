@@ -14,6 +14,7 @@ from typing import Any
 
 from fedcl import writing
 from fedcl.errors import FederationError
+from fedcl.journal import replace_file
 from fedcl.real.access import SECRET_HEADER
 
 NAME = "secret"
@@ -22,11 +23,8 @@ LONGEST = 256  # bytes of the file
 
 def make_secret(folder: Path) -> str:
     """Write a new secret into a folder in one step, whatever stands at its name, and return it."""
-    fresh, secret = folder / f".{NAME}-{os.getpid()}", secrets.token_hex(32)
-    fresh.unlink(missing_ok=True)
-    with open(writing.descriptor(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, writing.OWN), "wb") as file:
-        file.write(secret.encode())
-    fresh.replace(folder / NAME)
+    secret = secrets.token_hex(32)
+    replace_file(folder / NAME, [secret.encode()], sync=False, mode=writing.OWN)
     return secret
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedcl import kept
+from fedcl import foreign, kept
 from fedcl.errors import ConfigError, nearest
 from fedcl.journal import RESULTS, ended, read_results, replace_file, write_json
 from fedcl.statistics import Paired, Spread, adjusted, paired, ranks, spread
@@ -205,13 +205,13 @@ def as_markdown(found: Found) -> str:
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(map(_in_markdown, cells)) + " |"
 
-    said = [" ".join(each.split()) for each in notes(found)]
+    said = map(foreign.line, notes(found))
     return "\n".join([line(head), line(["---"] * len(head)), *map(line, lines), "", *said, ""])
 
 
 def _in_markdown(text: str) -> str:
     """Return a text that stays in its cell, as it is."""
-    return re.sub(r"([\\|`*<>\[\]])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\|`*<>\[\]])", r"\\\1", foreign.line(text))
 
 
 _ESCAPED = {
@@ -222,7 +222,7 @@ _ESCAPED = {
 
 def escaped(text: str) -> str:
     """Return a text as LaTeX prints it."""
-    return "".join(_ESCAPED.get(letter, letter) for letter in " ".join(text.split()))
+    return "".join(_ESCAPED.get(letter, letter) for letter in foreign.line(text))
 
 
 def as_latex(found: Found) -> str:
@@ -234,7 +234,7 @@ def as_latex(found: Found) -> str:
 
     columns = "l" * (len(head) - len(HEAD)) + "r" * (len(HEAD) - 1) + "l"
     body = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", line(head), r"\midrule", *map(line, lines)]
-    said = ["% " + " ".join(each.split()) for each in notes(found)]
+    said = ["% " + foreign.line(each) for each in notes(found)]
     return "\n".join([*said, *body, r"\bottomrule", r"\end{tabular}", ""])
 
 
